@@ -1,0 +1,31 @@
+"""Train small transformers on modular arithmetic in context, and measure when and how they generalize.
+
+from modicl import presets, train, load_run
+run = train(presets.tiny(), "runs/tiny")
+model = load_run("runs/tiny").load("best").make_model()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modicl import presets as presets
+    from modicl.evaluation import evaluate as evaluate
+    from modicl.runs import load_run as load_run
+    from modicl.training import train as train
+
+__all__ = ["evaluate", "load_run", "presets", "train"]
+
+_HOMES = {"evaluate": "modicl.evaluation", "load_run": "modicl.runs", "train": "modicl.training"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that the command's help does not wait for torch.
+    import importlib
+
+    if name == "presets":
+        return importlib.import_module("modicl.presets")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'modicl' has no attribute {name!r}")

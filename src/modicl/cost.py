@@ -1,0 +1,55 @@
+"""What a run costs before it starts: parameters, floating-point operations, bytes on the disk."""
+
+from __future__ import annotations
+
+import torch
+
+from modicl.config import RunConfig
+from modicl.model import GPT
+
+
+def count_parameters(config: RunConfig) -> int:
+    """Weights of the model, the tied embedding once."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in GPT(config).parameters())
+
+
+def count_step_flop(config: RunConfig) -> float:
+    """Floating-point operations of one training step of the whole model, forward and backward.
+
+    Two a multiplication-and-addition of every matrix product, three times for forward and both gradients. Attention
+    counts its causal half. Nothing is taken off for what the last block need not compute.
+    """
+    m, s = config.model, config.data.n_examples
+    n_tokens = s * (config.task.n_vars + 1)
+    with torch.device("meta"):
+        blocks = sum(weight.numel() for weight in GPT(config).blocks.parameters() if weight.ndim == 2)
+    attention = m.n_layers * m.d_model * n_tokens * (n_tokens + 1)  # scores and mix, over all tokens of a sequence
+    per_sequence = n_tokens * blocks + attention + s * m.d_model * config.vocab_size
+    return 6.0 * config.data.batch_size * per_sequence
+
+
+def estimate_disk_use(config: RunConfig) -> int:
+    """Bytes that a run's checkpoints take at most: weights of those kept, optimizer state of those to resume from."""
+    weights = 4 * count_parameters(config)
+    state = {"adamw": 2, "sgd": 1, "muon": 2, "schedulefree": 3}[config.optim.name] * weights
+    split = 16 * config.task.n_vars * config.task.p**config.task.n_vars
+    # Kept for good, step 0, the best, two to resume from, and one while it is being written.
+    return (weights + split) * (config.train.keep + 5) + state * 3
+
+
+def format_bytes(n: float) -> str:
+    """A size for a person: 1.5 GB."""
+    return _format(n, ("bytes", "kB", "MB", "GB", "TB"))
+
+
+def format_flop(n: float) -> str:
+    """A number of operations for a person: 7.4 TFLOP."""
+    return _format(n, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+
+
+def _format(n: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while n >= 999.5 and power < len(units) - 1:
+        n, power = n / 1000, power + 1
+    return f"{n:.3g} {units[power]}"

@@ -1,0 +1,76 @@
+"""Where a run computes: its device, its number format, and a description of both for the run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modicl.config import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that train.device names; raises `ConfigError` where this machine has none such."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        have = f"{count} of them, numbered from 0" if count else "none"
+        raise ConfigError(f"train.device={name} asks for a CUDA device, and torch finds {have} here: take auto or cpu.")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products that train.dtype names; auto is bfloat16 where the hardware computes in it."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # torch has no public question for this before 2.12.
+        asks = (getattr(torch.cpu, ask, None) for ask in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        native = any(ask() for ask in asks if ask)
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What produced a run, as plain JSON values; on a CPU, the same numbers need the same torch and threads."""
+    return {
+        "modicl": version("modicl"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "device": describe_device(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "commit": _find_commit(),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """The hardware's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"cpu ({name}, {os.cpu_count()} cores)"
+
+
+def _find_commit() -> str | None:
+    """The commit this package runs from, with -dirty if it was changed since, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

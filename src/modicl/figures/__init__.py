@@ -1,0 +1,1 @@
+"""Figures of the paper: one file a figure. Each takes saved tables and returns a matplotlib Figure."""

@@ -1,0 +1,108 @@
+"""Loss and accuracy, overall and by shot, from exact counts, with 95 % intervals: each defined once, here.
+
+Losses are in nats. Accuracies are fractions of integer counts. Intervals describe the draw of contexts, for this model
+and this split: by shot a sequence is one independent answer, so accuracy has Wilson's interval and loss the normal one;
+averages over all shots are taken over sequences, whose answers depend on each other.
+
+Shape legend: B sequences, S examples, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Z95 = 1.959963984540054
+"""The normal distribution's 97.5 % point."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval, and the number of independent observations behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one set gives: averages over all examples of a sequence, at the last one, and by shot (k = 0 to S - 1)."""
+
+    loss: Estimate
+    accuracy: Estimate
+    last_loss: Estimate
+    last_accuracy: Estimate
+    loss_by_shot: list[Estimate]
+    accuracy_by_shot: list[Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def estimate_share(correct: int, n: int) -> Estimate:
+    """The share correct / n with Wilson's score interval (Wilson, 1927)."""
+    share, z2 = correct / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At the ends rounding may put the bound a hair inside the share.
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), n)
+
+
+def estimate_mean(total: float, total_of_squares: float, n: int) -> Estimate:
+    """The mean total / n with the normal interval from the sample variance; n = 1 has an infinite one."""
+    mean = total / n
+    if n == 1:
+        return Estimate(mean, -math.inf, math.inf, n)
+    variance = max(0.0, (total_of_squares - total * mean) / (n - 1))
+    half = Z95 * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+class Tally:
+    """Running sums over sequences, kept on the device of what is added."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, logits_BSV: Tensor, targets_BS: Tensor) -> None:
+        """Count these answers; logits of any float type, targets int64."""
+        loss_BS = F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="none")
+        loss_BS = loss_BS.view(targets_BS.shape).double()
+        correct_BS = logits_BSV.argmax(-1) == targets_BS
+        correct_B = correct_BS.sum(1)
+        sums = {
+            "correct_S": correct_BS.sum(0),
+            "correct_squared": (correct_B**2).sum(),
+            "loss_S": loss_BS.sum(0),
+            "loss_squared_S": (loss_BS**2).sum(0),
+            "loss_squared": (loss_BS.mean(1) ** 2).sum(),
+        }
+        self._sums = {name: self._sums[name] + value for name, value in sums.items()} if self.n else sums
+        self.n += len(targets_BS)
+
+    def score(self) -> Scores:
+        """The scores of all that was added."""
+        correct: list[int] = self._sums["correct_S"].tolist()
+        loss: list[float] = self._sums["loss_S"].tolist()
+        loss_squared: list[float] = self._sums["loss_squared_S"].tolist()
+        shots = len(correct)
+        by_shot = [estimate_share(c, self.n) for c in correct]
+        loss_by_shot = [estimate_mean(t, s, self.n) for t, s in zip(loss, loss_squared, strict=True)]
+        squares = self._sums["correct_squared"].item() / shots**2
+        accuracy = estimate_mean(sum(correct) / shots, squares, self.n)
+        accuracy = Estimate(accuracy.value, max(0.0, accuracy.low), min(1.0, accuracy.high), self.n)
+        mean_loss = estimate_mean(sum(loss) / shots, self._sums["loss_squared"].item(), self.n)
+        return Scores(mean_loss, accuracy, loss_by_shot[-1], by_shot[-1], loss_by_shot, by_shot)
+
+
+def measure_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    """The training loss: mean cross-entropy over all z, in float32, a scalar on the device."""
+    return F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten())

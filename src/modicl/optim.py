@@ -1,0 +1,165 @@
+"""Parameter groups, optimizers, and the learning rate as a pure function of the step.
+
+AdamW is the paper's; SGD with momentum, schedule-free AdamW (the `schedulefree` package) and Muon (torch.optim.Muon for
+the blocks' matrices, AdamW for the rest) are options. `Optimizer` steps whichever it is and turns its state into named
+tensors and numbers, so that nothing has to be pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modicl.config import ConfigError, OptimConfig, RunConfig
+
+Numbers = list[list[dict[str, float]]]
+"""The numbers of an optimizer's state, as JSON: for each part, for each of its parameter groups, by name."""
+
+_RAW = "raw."
+"""Prefix of the weights that schedule-free AdamW steps, which are not those it evaluates."""
+
+
+def get_learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, then the schedule."""
+    if step < optim.warmup_steps:
+        return optim.lr * (optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps)
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    left = (1 + math.cos(math.pi * progress)) / 2 if optim.schedule == "cosine" else 1 - progress
+    return optim.lr * (optim.final_factor + (1 - optim.final_factor) * left)
+
+
+def split_parameters(model: nn.Module, tied: bool) -> dict[str, list[str]]:
+    """Names of the parameters by treatment: `matrix` (of the blocks) and `embedding` decay, `plain` does not.
+
+    LayerNorm never decays; the input embedding decays only where it is the output head as well.
+    """
+    groups: dict[str, list[str]] = {"matrix": [], "embedding": [], "plain": []}
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2 or (name == "tok_embed.weight" and not tied):
+            groups["plain"].append(name)
+        elif name in ("tok_embed.weight", "head.weight"):
+            groups["embedding"].append(name)
+        else:
+            groups["matrix"].append(name)
+    return groups
+
+
+class Optimizer:
+    """The optimizer of a run: one torch optimizer, or AdamW and Muon side by side."""
+
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        """Raises `ConfigError` where the optimizer's package is not installed."""
+        o = config.optim
+        self.config = config
+        self.weights = dict(model.named_parameters())
+        names = split_parameters(model, config.model.tied)
+        decayed = names["embedding"] + (names["matrix"] if o.name != "muon" else [])
+        groups = [
+            {"params": [self.weights[name] for name in decayed], "weight_decay": o.weight_decay},
+            {"params": [self.weights[name] for name in names["plain"]], "weight_decay": 0.0},
+        ]
+        betas = (o.beta1, o.beta2)
+        self.parts: list[Any] = []
+        if o.name == "sgd":
+            self.parts.append(torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum))
+        elif o.name == "schedulefree":
+            self.parts.append(_import_schedulefree().AdamWScheduleFree(groups, lr=o.lr, betas=betas, eps=o.eps))
+            self.parts[0].train()
+        else:
+            self.parts.append(torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.eps, fused=True))
+        if o.name == "muon":
+            # q, k and v are matrices of their own in the model, so each is orthogonalized by itself.
+            muon = torch.optim.Muon(
+                [self.weights[name] for name in names["matrix"]],
+                lr=o.lr,
+                weight_decay=o.weight_decay,
+                momentum=o.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.parts.append(muon)
+
+    def step(self, step: int) -> None:
+        """Make update number `step`, counted from 0, with the gradients at hand, and clear them."""
+        o = self.config.optim
+        lr = get_learning_rate(step, o, self.config.train.steps)
+        if o.clip > 0:
+            nn.utils.clip_grad_norm_(self.weights.values(), o.clip)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """While open, the model holds the weights to evaluate and save: schedule-free's average, or simply its own."""
+        if self.config.optim.name != "schedulefree":
+            yield
+            return
+        raw = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.parts[0].eval()
+        try:
+            yield
+        finally:
+            self.parts[0].train()
+            # The average turned back is not bitwise what it was turned from, so the weights are put back instead.
+            self._set_weights(raw)
+
+    def get_state(self) -> tuple[dict[str, Tensor], Numbers]:
+        """Everything besides the evaluation weights that the next step depends on, as named tensors and numbers."""
+        tensors: dict[str, Tensor] = {}
+        numbers: Numbers = []
+        for i, part in enumerate(self.parts):
+            for name, weight in self.weights.items():
+                for key, value in part.state.get(weight, {}).items():
+                    if isinstance(value, Tensor):
+                        tensors[f"{i}.{key}.{name}"] = value
+            numbers.append([{k: v for k, v in g.items() if _is_number(v)} for g in part.param_groups])
+        if self.config.optim.name == "schedulefree":
+            tensors |= {_RAW + name: weight.detach().clone() for name, weight in self.weights.items()}
+        return tensors, numbers
+
+    def set_state(self, tensors: dict[str, Tensor], numbers: Numbers) -> None:
+        """Take up a state from `get_state`, of an optimizer made from the same config."""
+        for i, part in enumerate(self.parts):
+            state = part.state_dict()
+            index = {id(weight): j for j, weight in enumerate(w for g in part.param_groups for w in g["params"])}
+            for name, weight in self.weights.items():
+                keys = {key.split(".")[1]: key for key in tensors if key.startswith(f"{i}.") and _names(key, name)}
+                if keys:
+                    state["state"][index[id(weight)]] = {key: tensors[full] for key, full in keys.items()}
+            for group, saved in zip(state["param_groups"], numbers[i], strict=True):
+                group.update(saved)
+            part.load_state_dict(state)
+        self._set_weights({key.removeprefix(_RAW): value for key, value in tensors.items() if key.startswith(_RAW)})
+
+    @torch.no_grad()
+    def _set_weights(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.weights[name].copy_(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _names(key: str, name: str) -> bool:
+    """Whether a tensor of `get_state` belongs to this parameter: keys are part.key.parameter."""
+    return key.split(".", 2)[2] == name
+
+
+def _import_schedulefree() -> Any:
+    try:
+        return importlib.import_module("schedulefree")
+    except ImportError:
+        raise ConfigError(
+            "optim.name=schedulefree needs the package schedulefree: pip install 'modicl[schedulefree]'."
+        ) from None

@@ -1,0 +1,312 @@
+"""The run folder: what is in it, how it is read, and how checkpoints are kept.
+
+    runs/<name>/
+      config.json       the whole config
+      environment.json  package, Python, torch, device, threads, commit
+      split.json        task vectors and inputs of the four sets
+      metrics.jsonl     one JSON object a line: training loss and four-set scores; the same bit for bit when resumed
+      timing.jsonl      wall-clock seconds, which are not
+      checkpoints/step_<n>/   model.safetensors, optimizer.safetensors, meta.json (config, split, ...), SHA256SUMS
+      evaluations/      tables of `modicl evaluate`
+      figures/          what `modicl figure` drew
+      summary.json      written last: its presence means that the run is finished
+
+A checkpoint folder is enough by itself. Only the two newest keep their optimizer state. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from modicl.config import RunConfig, UserError
+from modicl.cost import format_bytes
+from modicl.files import (
+    DamagedError,
+    StorageError,
+    check_folder,
+    explain_os_errors,
+    format_json,
+    read_json,
+    write_and_sync,
+    write_folder,
+    write_json,
+)
+from modicl.model import GPT
+from modicl.tasks import TaskSplit
+
+MODEL, OPTIMIZER, META = "model.safetensors", "optimizer.safetensors", "meta.json"
+SUMMARY = "summary.json"
+
+Line = dict[str, Any]
+"""One line of metrics.jsonl: {"step": n, "kind": "train" | "evaluation", ...}."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One loaded checkpoint; `optimizer` is None where its state was not kept."""
+
+    path: Path
+    step: int
+    config: RunConfig
+    split: TaskSplit
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor] | None
+    meta: dict[str, Any]
+
+    def make_model(self, device: torch.device | str = "cpu") -> GPT:
+        """The model with these weights, in evaluation mode. Raises `DamagedError` where they do not fit the config."""
+        model = GPT(self.config)
+        try:
+            model.load_state_dict(self.weights, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise DamagedError(f"{self.path / MODEL} does not hold the weights of its config: {reason}.") from None
+        return model.to(device).eval()
+
+
+class Run:
+    """A run folder that exists."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises `UserError` if there is no run at `path`, `DamagedError` if its config cannot be read."""
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            where = self.path.parent if self.path.parent.is_dir() else None
+            known = sorted(p.parent.name for p in where.glob("*/config.json")) if where else []
+            listed = f" The runs in {where} are {', '.join(known)}." if known else ""
+            raise UserError(f"There is no run at {self.path}: it has no config.json.{listed}")
+        file = self.path / "config.json"
+        self.config = RunConfig.from_dict(read_json(file), str(file))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended by itself."""
+        return (self.path / SUMMARY).is_file()
+
+    @property
+    def split(self) -> TaskSplit:
+        """The four sets."""
+        file = self.path / "split.json"
+        return TaskSplit.from_dict(read_json(file), str(file))
+
+    @property
+    def metrics(self) -> list[Line]:
+        """The lines of metrics.jsonl. A last line that was cut off while being written is left out."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        found = (self.path / "checkpoints").glob("step_*")
+        return sorted(int(p.name[5:]) for p in found if p.name[5:].isdigit())
+
+    def find_best(self) -> int | None:
+        """The step that the config's best_metric names, from the evaluations so far."""
+        history = get_history(self.metrics, self.config.train.best_metric)
+        return pick_best(history, self.config.train.best_metric)
+
+    def find_step(self, which: str | int) -> int:
+        """The step of a checkpoint: "latest", "best" or its number. Raises `UserError` if there is none such."""
+        if which == "latest" and self.steps:
+            return self.steps[-1]
+        best = self.find_best() if which == "best" else None
+        step = best if best is not None else int(which) if str(which).isdigit() else -1
+        if step not in self.steps:
+            raise UserError(
+                f"{self.path} has no checkpoint {which!r}: take latest, best or one of its steps, "
+                f"{', '.join(map(str, self.steps)) or 'of which there are none yet'}."
+            )
+        return step
+
+    def load(self, which: str | int = "latest", warn: Callable[[str], None] = warnings.warn) -> Checkpoint:
+        """A checkpoint: "latest", "best" or a step.
+
+        Where the latest is damaged, `warn` is told which file and the one before it is loaded. Raises `UserError` if
+        there is none such, and `DamagedError`, naming the file, if it is not whole.
+        """
+        step = self.find_step(which)
+        if which != "latest":
+            return read_checkpoint(self._checkpoint_path(step))
+        checkpoint, damage = self.load_latest()
+        if checkpoint is None:
+            raise damage[0]
+        for error in damage:
+            warn(f"{error} Taking step {checkpoint.step} instead.")
+        return checkpoint
+
+    def load_latest(self, resumable: bool = False) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """The newest checkpoint that is whole (and has its optimizer state), and what is wrong with newer ones."""
+        damage: list[DamagedError] = []
+        for step in reversed(self.steps):
+            path = self._checkpoint_path(step)
+            if resumable and not (path / OPTIMIZER).exists():
+                continue
+            try:
+                return read_checkpoint(path, resumable), damage
+            except DamagedError as error:
+                damage.append(error)
+        return None, damage
+
+    def save_checkpoint(
+        self, step: int, weights: dict[str, Tensor], optimizer: dict[str, Tensor], meta: dict[str, Any]
+    ) -> None:
+        """Write checkpoints/step_<n>, whole or not at all. Raises `StorageError`."""
+
+        def fill(folder: Path) -> None:
+            write_and_sync(folder / MODEL, save(_to_host(weights)))
+            write_and_sync(folder / OPTIMIZER, save(_to_host(optimizer)))
+            write_and_sync(folder / META, format_json({"step": step, **meta}))
+
+        write_folder(self._checkpoint_path(step), fill)
+
+    def prune(self, keep: set[int]) -> None:
+        """Delete the checkpoints of other steps than `keep`, and all optimizer states but the two newest."""
+        with explain_os_errors(self.path):
+            steps = self.steps
+            for step in steps[:-2]:
+                path = self._checkpoint_path(step)
+                if step in keep:
+                    (path / OPTIMIZER).unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(path)
+
+    def rewind(self, step: int) -> None:
+        """Forget all that came after a step, so that going on from it writes the same again."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            lines = [line for line in read_lines(self.path / name) if line["step"] <= step]
+            with explain_os_errors(self.path):
+                temporary = self.path / f".{name}.tmp"
+                write_and_sync(temporary, "".join(map(format_line, lines)).encode())
+                os.replace(temporary, self.path / name)
+        with explain_os_errors(self.path):
+            for later in self.steps:
+                if later > step:
+                    shutil.rmtree(self._checkpoint_path(later))
+
+    def _checkpoint_path(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step_{step}"
+
+    def save_evaluation(self, table: dict[str, Any]) -> Path:
+        """Keep a table of `modicl evaluate` under its step, and return the file."""
+        file = self._evaluation_path(table["step"])
+        with explain_os_errors(file.parent):
+            file.parent.mkdir(exist_ok=True)
+        write_json(file, table)
+        return file
+
+    def read_evaluation(self, step: int) -> dict[str, Any]:
+        """The table of `modicl evaluate` at a step. Raises `UserError` if there is none."""
+        file = self._evaluation_path(step)
+        if not file.exists():
+            raise UserError(
+                f"{self.path} has no evaluation of step {step} yet; make it with: modicl evaluate {self.path} "
+                f"--checkpoint {step}"
+            )
+        table: dict[str, Any] = read_json(file)
+        return table
+
+    def _evaluation_path(self, step: int) -> Path:
+        return self.path / "evaluations" / f"step_{step}.json"
+
+
+def load_run(path: Path | str) -> Run:
+    """The run in a folder. Raises `UserError` if there is none, `DamagedError` if its config cannot be read."""
+    return Run(path)
+
+
+def create_run(path: Path, config: RunConfig, split: TaskSplit, environment: dict[str, Any]) -> Run:
+    """A new run folder; one that is there already is the caller's to remove. Raises `StorageError`."""
+    with explain_os_errors(path):
+        temporary = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        (temporary / "checkpoints").mkdir(parents=True)
+        write_and_sync(temporary / "config.json", format_json(config.to_dict()))
+        write_and_sync(temporary / "environment.json", format_json(environment))
+        write_and_sync(temporary / "split.json", (json.dumps(split.to_dict()) + "\n").encode())
+        write_and_sync(temporary / "metrics.jsonl", b"")
+        write_and_sync(temporary / "timing.jsonl", b"")
+        os.rename(temporary, path)
+    return Run(path)
+
+
+def read_checkpoint(path: Path, resumable: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, by itself. Raises `DamagedError`, naming the file that is not whole."""
+    has_optimizer = (path / OPTIMIZER).exists()
+    check_folder(path, [MODEL, META] + ([OPTIMIZER] if resumable else []))
+    meta = read_json(path / META)
+    try:
+        weights = load_file(path / MODEL)
+        optimizer = load_file(path / OPTIMIZER) if resumable and has_optimizer else None
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}.") from None
+    config = RunConfig.from_dict(meta["config"], str(path / META))
+    split = TaskSplit.from_dict(meta["split"], str(path / META))
+    return Checkpoint(path, meta["step"], config, split, weights, optimizer, meta)
+
+
+def format_line(line: Line) -> str:
+    """A line of a .jsonl file. JSON has no infinities, so those become null."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}) + "\n"
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The objects of a .jsonl file; a last line without an end, as a kill leaves it, is left out.
+
+    Raises `DamagedError` naming the line that cannot be read.
+    """
+    lines: list[Line] = []
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return lines
+    except UnicodeDecodeError:
+        raise DamagedError(f"{path} is damaged: it is not text.") from None
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            value = json.loads(line)
+            assert isinstance(value["step"], int)
+            lines.append(value)
+        except (ValueError, TypeError, KeyError, AssertionError):
+            raise DamagedError(f"{path} is damaged: line {number} is not a record with a step.") from None
+    return lines
+
+
+def get_history(lines: list[Line], metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric named `set.measure`, over the evaluations of a run."""
+    name, measure = metric.split(".")
+    return [(line["step"], line[name][measure]) for line in lines if line["kind"] == "evaluation"]
+
+
+def pick_best(history: list[tuple[int, float]], metric: str) -> int | None:
+    """The first step with the best value: the lowest of a loss, the highest of an accuracy."""
+    sign = -1 if metric.endswith("loss") else 1
+    return max(history, key=lambda item: (sign * item[1], -item[0]))[0] if history else None
+
+
+def check_free_space(path: Path, needed: int) -> None:
+    """Raise `StorageError` where the disk has less room than a run needs, in bytes."""
+    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    with explain_os_errors(path):
+        free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise StorageError(
+            f"Cannot write to {path}: the run needs up to {format_bytes(needed)} for its checkpoints and "
+            f"{format_bytes(free)} are free: free some space, take another folder, or lower train.keep."
+        )
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

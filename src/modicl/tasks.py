@@ -1,0 +1,132 @@
+"""Task vectors, the rules that choose the pre-training ones, and the split into the four sets.
+
+A task is the vector (a, b) of z = a x + b y mod p (any number of variables). `TaskSplit` holds the pre-training tasks,
+all others (out of distribution), the training inputs and the held-out ones; the four sets are their products.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modicl.config import SETS, ConfigError, RunConfig, UserError
+from modicl.randomness import Stream, draw_bits, draw_integers, draw_permutations, make_key
+from modicl.residues import IntArray, index_vectors, make_vectors
+
+_QUICK_TRIES = 64
+
+
+@dataclass(frozen=True)
+class TaskSplit:
+    """Tasks and inputs of the four sets, each int64 (count, n_vars) with entries in 0 to p - 1."""
+
+    p: int
+    pretrain_tasks: IntArray
+    ood_tasks: IntArray
+    train_inputs: IntArray
+    test_inputs: IntArray
+
+    @property
+    def n_vars(self) -> int:
+        """Variables of a task."""
+        return self.pretrain_tasks.shape[1]
+
+    def get(self, name: str) -> tuple[IntArray, IntArray]:
+        """The tasks and the inputs of one of the four sets, by its name in `modicl.config.SETS`."""
+        if name not in SETS:
+            raise UserError(f"There is no set {name!r}; the four sets are {', '.join(SETS)}.")
+        tasks = self.pretrain_tasks if name.startswith("id_") else self.ood_tasks
+        inputs = self.train_inputs if name.endswith("_train") else self.test_inputs
+        return tasks, inputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "p": self.p,
+            "pretrain_tasks": self.pretrain_tasks.tolist(),
+            "ood_tasks": self.ood_tasks.tolist(),
+            "train_inputs": self.train_inputs.tolist(),
+            "test_inputs": self.test_inputs.tolist(),
+        }
+
+    @staticmethod
+    def from_dict(data: Any, where: str = "the split") -> TaskSplit:
+        """The inverse of `to_dict`; raises `ConfigError` naming `where` unless it is a split of all of Z_p^n_vars."""
+        try:
+            p = data["p"]
+            names = ("pretrain_tasks", "ood_tasks", "train_inputs", "test_inputs")
+            tasks, ood, train, test = (np.array(data[name], dtype=np.int64) for name in names)
+            for one, other in ((tasks, ood), (train, test)):
+                both = np.sort(index_vectors(np.concatenate([one, other]), p))
+                if not np.array_equal(both, np.arange(p ** one.shape[1])):
+                    raise ValueError
+        except (TypeError, KeyError, ValueError, IndexError, OverflowError):
+            raise ConfigError(f"{where} does not divide all tasks and all inputs into two parts each.") from None
+        return TaskSplit(p, tasks, ood, train, test)
+
+
+def make_split(config: RunConfig) -> TaskSplit:
+    """The split that the config's task settings and seeds determine.
+
+    Raises `ConfigError` where the rectangle rule cannot place as many tasks.
+    """
+    t, seeds = config.task, config.seeds
+    vectors = make_vectors(t.p, t.n_vars)
+    n_random = {"rectangle": 0, "random": t.n_tasks, "mixed": t.n_random}[t.rule]
+    chosen = _choose_rectangles(t.p, t.n_vars, t.n_tasks - n_random, seeds.tasks)
+    free = np.flatnonzero(~np.isin(np.arange(len(vectors)), chosen))
+    key = make_key(seeds.tasks, 1, Stream.PRETRAIN_TASKS)
+    order = draw_permutations(key, 1, len(free))[0].numpy()
+    chosen = np.concatenate([chosen, free[order[:n_random]]])
+    others = np.setdiff1d(np.arange(len(vectors)), chosen)
+    order = draw_permutations(make_key(seeds.inputs, 0, Stream.TRAIN_INPUTS), 1, len(vectors))[0].numpy()
+    shown, held_out = np.sort(order[: config.n_train_inputs]), np.sort(order[config.n_train_inputs :])
+    return TaskSplit(t.p, vectors[chosen], vectors[others], vectors[shown], vectors[held_out])
+
+
+def _choose_rectangles(p: int, n_vars: int, n_tasks: int, seed: int) -> IntArray:
+    """Indices of n_tasks task vectors: the 2^n_vars corners of random boxes that share no corner.
+
+    The paper's rule (n_vars = 2): draw (a, b), and add (a, b'), (a', b), (a', b'). Each box is drawn among the
+    vectors that are still free, so the rule ends: with n_tasks, or with an error when no free box is left.
+    """
+    taken = np.zeros(p**n_vars, dtype=bool)
+    places = p ** np.arange(n_vars - 1, -1, -1, dtype=np.int64)
+    mixed = np.array(list(itertools.product((0, 1), repeat=n_vars)), dtype=np.int64)  # corner -> which end, per axis
+    offsets = make_vectors(p - 1, n_vars) + 1  # opposite corner minus first corner: non-zero along every axis
+    chosen: list[int] = []
+    for box in range(n_tasks // 2**n_vars):
+        key = make_key(seed, box, Stream.PRETRAIN_TASKS)
+        free = np.flatnonzero(~taken)
+        starts = free[draw_permutations(make_key(key, 0, 0), 1, len(free))[0].numpy()]
+        for attempt, start in enumerate(starts):
+            corner_key = make_key(key, 1, attempt)
+            first = start // places % p
+            # A few random opposite corners find a free box quickly; only then is every one of them looked at.
+            few = offsets[draw_integers(corner_key, (_QUICK_TRIES,), len(offsets)).numpy()]
+            corners = _first_free_box(first, few, mixed, places, taken, p)
+            if corners is None:
+                order = draw_bits(corner_key, (len(offsets),)).argsort(stable=True).numpy()
+                corners = _first_free_box(first, offsets[order], mixed, places, taken, p)
+            if corners is not None:
+                taken[corners] = True
+                chosen += corners.tolist()
+                break
+        else:
+            raise ConfigError(
+                f"The rectangle rule finds room for {len(chosen)} tasks at task.p={p} with seeds.tasks={seed}, not for "
+                f"{n_tasks}: take at most {len(chosen)}, another seed, or task.rule=random or mixed."
+            )
+    return np.array(chosen, dtype=np.int64)
+
+
+def _first_free_box(
+    first: IntArray, offsets: IntArray, mixed: IntArray, places: IntArray, taken: IntArray, p: int
+) -> IntArray | None:
+    """Indices of the corners of the first box at `first`, among those reaching by `offsets`, that is wholly free."""
+    corners = ((first + mixed * offsets[:, None, :]) % p) @ places  # (offsets, corners)
+    free = np.flatnonzero(~taken[corners].any(axis=1))
+    return corners[free[0]] if len(free) else None
