@@ -93,6 +93,9 @@ def main() -> None:
     except UserError as error:
         print(f"modicl: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("modicl: stopped at once; a run goes on from its last checkpoint with --resume.", file=sys.stderr)
+        code = 130
     except BrokenPipeError:
         # The reader left. Python would complain once more when it flushes at exit, so nothing is left to flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -218,8 +221,8 @@ def run_evaluate(args: Evaluate) -> int:
     from modicl.evaluation import ModelPredictor, evaluate
     from modicl.runs import load_run
 
-    if args.sequences < 1:
-        raise UserError(f"--sequences is {args.sequences}; it has to be at least 1.")
+    if args.sequences < 2:
+        raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
     run = load_run(args.run)
     device = resolve_device(args.device)
     checkpoint = run.load(args.checkpoint, warn)

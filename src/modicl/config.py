@@ -391,15 +391,15 @@ def _check_data(config: RunConfig) -> None:
 
 def _check_model(config: RunConfig) -> None:
     m = config.model
-    divisors = [h for h in range(1, m.d_model + 1) if m.d_model % h == 0 and (m.d_model // h) % 2 == 0]
-    below = max((h for h in divisors if h <= m.n_heads), default=None)
-    above = min((h for h in divisors if h >= m.n_heads), default=None)
-    nearest = " or ".join(str(h) for h in (below, above) if h is not None)
-    _require(
-        m.n_heads in divisors,
-        f"model.n_heads={m.n_heads} does not divide model.d_model={m.d_model} into heads of even width: take "
-        f"{nearest + ' heads' if nearest else 'an even d_model'}.",
-    )
+    if m.d_model % (2 * m.n_heads):
+        divisors = [h for h in range(1, m.d_model + 1) if m.d_model % (2 * h) == 0]
+        lower = max((h for h in divisors if h < m.n_heads), default=0)
+        near = lower, min((h for h in divisors if h > m.n_heads), default=0)
+        advice = " or ".join(str(h) for h in near if h) + " heads" if any(near) else "an even d_model"
+        raise ConfigError(
+            f"model.n_heads={m.n_heads} does not divide model.d_model={m.d_model} into heads of even width: "
+            f"take {advice}."
+        )
     _require(m.dropout < 1 and m.dropout >= 0, f"model.dropout is {m.dropout}; it has to be at least 0 and below 1.")
     _require(m.rope_base > 1, f"model.rope_base is {m.rope_base}; it has to be above 1.")
     _require(m.init_std > 0, f"model.init_std is {m.init_std}; it has to be positive.")
@@ -435,12 +435,14 @@ def _check_train(config: RunConfig) -> None:
         f"train.best_metric is {metric!r}; it has to be one of {', '.join(SETS)}, a dot, and one of "
         f"{', '.join(MEASURES)}.",
     )
-    device = config.train.device
-    kind, _, index = device.partition(":")
-    _require(
-        device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit()),
-        f"train.device is {device!r}; it has to be auto, cpu, cuda or cuda:N.",
-    )
+    check_device_name(config.train.device)
+
+
+def check_device_name(name: str) -> None:
+    """Raise `ConfigError` unless a device is named auto, cpu, cuda or cuda:N."""
+    kind, _, index = name.partition(":")
+    known = name in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit())
+    _require(known, f"The device {name!r} is not one that can be asked for: take auto, cpu, cuda or cuda:N.")
 
 
 def _notes(config: RunConfig) -> list[str]:

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 
-from modicl.config import ConfigError
+from modicl.config import ConfigError, check_device_name
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that train.device names; raises `ConfigError` where this machine has none such."""
+    """The device of this name; raises `ConfigError` for any but auto, cpu, cuda and cuda:N, or if it is not here."""
+    check_device_name(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
-        have = f"{count} of them, numbered from 0" if count else "none"
-        raise ConfigError(f"train.device={name} asks for a CUDA device, and torch finds {have} here: take auto or cpu.")
+        have = f"{count} CUDA devices, numbered from 0," if count else "no CUDA device"
+        raise ConfigError(f"The device {name} is asked for, but torch finds {have} here: take auto or cpu.")
     return device
 
 

@@ -210,12 +210,13 @@ class GPT(nn.Module):
         self.head_width = m.d_model // m.n_heads
         self.rope_base = m.rope_base
         self.dropout = m.dropout
-        self.tok_embed = nn.Embedding(config.vocab_size, m.d_model)
-        self.embed = Tap()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(m.n_layers))
-        self.ln_final = nn.LayerNorm(m.d_model)
-        self.head = None if m.tied else nn.Linear(m.d_model, config.vocab_size, bias=False)
-        self.logits = Tap()
+        # torch's layers draw weights of their own, which are replaced: its global generator is put back.
+        with torch.random.fork_rng([]):
+            self.tok_embed = nn.Embedding(config.vocab_size, m.d_model)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(m.n_layers))
+            self.ln_final = nn.LayerNorm(m.d_model)
+            self.head = None if m.tied else nn.Linear(m.d_model, config.vocab_size, bias=False)
+        self.embed, self.logits = Tap(), Tap()
         self._init_weights(config)
 
     @torch.no_grad()

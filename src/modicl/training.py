@@ -116,9 +116,9 @@ def _start(config: RunConfig, folder: Path, force: bool) -> Trainer:
     config.check()
     device = resolve_device(config.train.device)
     split = make_split(config)
+    if folder.exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder} is there already and is not a run: take another name.")
     if folder.exists() and not force:
-        if not (folder / "config.json").exists():
-            raise UserError(f"{folder} is there already and is not a run: take another name, or --force to delete it.")
         if load_run(folder).finished:
             raise UserError(f"The run {folder} is finished: take another name, or --force to delete it and start over.")
         raise UserError(
