@@ -644,3 +644,10 @@ def test_parameter_count_of_every_kind(activation, mlp_matrices, mlp_width, tied
     config = make_config(p=29, d_model=96, n_layers=2, mlp_factor=4, activation=activation, tied=tied, vocab_size=31)
     expected = count_parameters(31, 96, 2, mlp_matrices, mlp_width, tied)
     assert sum(weight.numel() for weight in GPT(config).parameters()) == expected
+
+
+def test_rotate_takes_tensors_of_any_layout():
+    storage = torch.randn(2, 5, 5, dtype=torch.float64)
+    phases = make_phases(5, 4, 10_000.0, storage)
+    for odd in (storage[..., 1:], storage[..., :4], storage.transpose(1, 2)[..., :4]):
+        assert torch.equal(rotate(odd, phases), rotate(odd.clone(memory_format=torch.contiguous_format), phases))

@@ -168,10 +168,10 @@ def test_boxes_have_all_sizes_equally_often() -> None:
     assert max(abs(count - n_seeds / 16) for count in sizes.values()) < 4.5 * error
 
 
-@pytest.mark.parametrize(("p", "n_vars", "n_tasks"), [(5, 2, 24), (3, 2, 8), (3, 3, 24), (4, 2, 12), (9, 2, 80)])
+@pytest.mark.parametrize(("p", "n_vars", "n_tasks"), [(5, 2, 24), (3, 2, 8), (3, 3, 24), (6, 2, 32), (9, 2, 80)])
 def test_where_no_box_is_left_the_error_names_a_number_that_works(p: int, n_vars: int, n_tasks: int) -> None:
     raised = 0
-    for seed in range(6):
+    for seed in range(8):
         try:
             assert_boxes(make_split(make_config(p, n_vars, "rectangle", n_tasks, tasks=seed)).pretrain_tasks)
             continue
@@ -346,7 +346,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 def test_a_damaged_split_is_refused_naming_where(damage: str) -> None:
     data = json.loads(json.dumps(make_split(make_config(5, 2, "rectangle", 12)).to_dict()))
     damaged = DAMAGES[damage](copy.deepcopy(data))
-    assert damaged != data
+    assert json.dumps(damaged) != json.dumps(data)
     with pytest.raises(ConfigError) as error:
         TaskSplit.from_dict(damaged, "runs/x/split.json")
     assert str(error.value).startswith("runs/x/split.json ")

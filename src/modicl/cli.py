@@ -28,12 +28,12 @@ RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 class Train:
     """Train PRESET, with any setting changed, into a run folder; or go on with a run: modicl train --resume RUN."""
 
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    name: str | None = None
+    config: Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Name of the run; by default the preset's, with the config's digest where a setting was changed."""
     folder: Path = Path("runs")
     """Where run folders are."""
-    force: bool = False
+    force: tyro.conf.FlagCreatePairsOff[bool] = False
     """Delete a run of that name and start over."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with the run in this folder, with its own config."""
@@ -55,7 +55,7 @@ class Evaluate:
     """Sequences a set at least; rounded up until every task has equally many."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    json: bool = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of a table."""
 
 
@@ -81,7 +81,7 @@ class Figure:
 class Presets:
     """List the presets, what they cost and what to expect of them."""
 
-    json: bool = False
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of a table."""
 
 
@@ -283,7 +283,7 @@ def run_figure(args: Figure) -> int:
 def run_presets(args: Presets) -> int:
     """modicl presets."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
     from modicl.cost import count_parameters, count_step_flop, format_flop
     from modicl.presets import PRESETS
@@ -305,21 +305,11 @@ def run_presets(args: Presets) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    for title, justify in (
-        ("preset", "left"),
-        ("weights", "right"),
-        ("steps", "right"),
-        ("training", "right"),
-        ("", "left"),
-    ):
-        grid.add_column(title, justify=justify)  # type: ignore[arg-type]
+    console = Console(highlight=False)
     for row in rows:
-        cost = format_flop(row["flop"])
-        grid.add_row(
-            row["name"], f"{row['parameters']:,}", f"{row['steps']:,}", cost, f"{row['what']}\n{row['expect']}"
-        )
-    Console(highlight=False).print(grid)
+        cost = f"{row['parameters']:,} weights, {row['steps']:,} steps, {format_flop(row['flop'])}"
+        console.print(f"[bold]{row['name']}[/bold]  {cost}")
+        console.print(Padding(f"{row['what']}\n{row['expect']}", (0, 0, 1, 4)))
     return 0
 
 

@@ -73,12 +73,11 @@ class DataConfig:
     contexts: Literal["uniform", "stages", "mixture"] = "uniform"
     """How training inputs are drawn: uniformly (the paper), or a context curriculum in stages or as a mixture."""
     stages: tuple[tuple[int, int, float], ...] = ()
-    """With contexts=stages: (end, u, s) each. Until step `end`, a sequence repeats a pool of u inputs, and an example
-    moves to another multiple of its input with chance s; u = 0 is no pool. After the last stage: uniform."""
+    """With contexts=stages: triples (end, u, s), each in force until step `end` (see docs/curriculum.md)."""
     pools: tuple[int, ...] = ()
-    """With contexts=mixture: the pool sizes u that every sequence draws from; 0 is no pool."""
+    """With contexts=mixture: the pool sizes u, of which every sequence draws one; 0 is no pool."""
     slides: tuple[float, ...] = ()
-    """With contexts=mixture: the chances s that every sequence draws from."""
+    """With contexts=mixture: the chances s, of which every sequence draws one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class ModelConfig:
     n_heads: int = 4
     """Attention heads; each is d_model / n_heads wide, an even number."""
     mlp_factor: int = 4
-    """Hidden width of the MLP over d_model (with swiglu: of two thirds of it, rounded up to a multiple of 8)."""
+    """Hidden width of the MLP over d_model; with swiglu over floor(2 d_model / 3), rounded up to a multiple of 8."""
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     """Nonlinearity of the MLP."""
     dropout: float = 0.0
@@ -156,8 +155,7 @@ class TrainConfig:
     save_every: int = 1000
     """Steps between checkpoints to resume from."""
     best_metric: str = "ood_test.last_accuracy"
-    """`set.measure` that names the best checkpoint: sets id_train id_test ood_train ood_test, measures loss accuracy
-    last_loss last_accuracy."""
+    """What names the best checkpoint: a set, a dot, and loss, accuracy, last_loss or last_accuracy."""
     patience: int = 0
     """Stop after so many evaluations without a better best_metric; 0 is never."""
     device: str = "auto"

@@ -67,7 +67,7 @@ class Tap(nn.Module):
     @property
     def hooked(self) -> bool:
         """Whether anybody looks."""
-        return bool(self._forward_hooks or self._forward_pre_hooks)
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
 
 class _Rotation(torch.autograd.Function):
@@ -95,7 +95,8 @@ def rotate(x: Tensor, phase_TE: Tensor) -> Tensor:
 
 def _turn(x: Tensor, phase: Tensor) -> Tensor:
     wide = x.double() if x.dtype == torch.float64 else x.float()
-    wide = wide if wide.stride(-1) == 1 else wide.contiguous()
+    if wide.stride(-1) != 1 or any(step % 2 for step in (*wide.stride()[:-1], wide.storage_offset())):
+        wide = wide.clone(memory_format=torch.contiguous_format)  # pairs have to lie together to be complex numbers
     pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * phase).flatten(-2).to(x.dtype)
 

@@ -78,17 +78,19 @@ class LiveReporter(PlainReporter):
             console=console, expand=True,
         )  # fmt: skip
         self.evaluations: list[Line] = []
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self.render)
+        self.live: Live | None = None
 
     def close(self) -> None:
         """Leave the terminal as it was, whatever happened."""
-        self.live.stop()
+        if self.live is not None:
+            self.live.stop()
 
     def start(self, run: Run, step: int, messages: list[str]) -> None:
         """The run begins, or goes on, at this step."""
         super().start(run, step, messages)
         self.evaluations = [line for line in run.metrics if line["kind"] == "evaluation"]
         self.task = self.bar.add_task("", total=self.total, completed=step, pace="")
+        self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self.render)
         self.live.start()
 
     def line(self, line: Line) -> None:
@@ -100,7 +102,7 @@ class LiveReporter(PlainReporter):
 
     def finish(self, run: Run, summary: dict[str, Any]) -> None:
         """The run has ended by itself."""
-        self.live.stop()
+        self.close()
         super().finish(run, summary)
 
     def render(self) -> Group:

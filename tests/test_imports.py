@@ -1,0 +1,41 @@
+"""Imports go one way: a module imports only from rooms before its own (docs/design.md)."""
+
+import ast
+from pathlib import Path
+
+import modicl
+
+ROOMS = [
+    ["residues", "randomness"],
+    ["config"],
+    ["files", "environment", "metrics", "tasks", "model", "presets"],
+    ["optim", "cost", "data"],
+    ["evaluation", "runs"],
+    ["training"],
+    ["progress", "figures.style"],
+    ["figures.curves", "figures.shots"],
+    ["cli"],
+    ["__main__"],
+]
+PACKAGE = Path(modicl.__file__).parent
+
+
+def list_modules() -> dict[str, Path]:
+    files = (path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in files}
+
+
+def test_every_module_has_a_room():
+    assert sorted(list_modules()) == sorted(name for room in ROOMS for name in room)
+
+
+def test_imports_go_one_way():
+    order = {name: number for number, room in enumerate(ROOMS) for name in room}
+    for name, path in list_modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("modicl."):
+                imported = node.module.removeprefix("modicl.")  # type: ignore[union-attr]
+                assert order[imported] < order[name], f"{name} imports {imported}"
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module != "modicl", f"{name} imports from the package itself"
+                assert node.level == 0, f"{name} imports relatively"

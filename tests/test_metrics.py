@@ -1,0 +1,257 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modicl.metrics import Z95, Estimate, Scores, Tally, estimate_mean, estimate_share, measure_loss
+
+
+def make_answers(seed: int, B: int = 20, S: int = 5, V: int = 7, sure: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Random logits (B, S, V) that lean to the right answer, more so at later shots, and targets (B, S)."""
+    generator = torch.Generator().manual_seed(seed)
+    targets_BS = torch.randint(V, (B, S), generator=generator)
+    logits_BSV = torch.randn(B, S, V, generator=generator)
+    lean_S1 = sure * torch.arange(S)[:, None] / S
+    return logits_BSV + lean_S1 * torch.nn.functional.one_hot(targets_BS, V), targets_BS
+
+
+def score_in_batches(logits_BSV: Tensor, targets_BS: Tensor, cuts: list[int]) -> Scores:
+    tally = Tally()
+    edges = [0, *sorted(cuts), len(targets_BS)]
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        if end > start:
+            tally.add(logits_BSV[start:end], targets_BS[start:end])
+    assert tally.n == len(targets_BS)
+    return tally.score()
+
+
+def score_plainly(logits_BSV: Tensor, targets_BS: Tensor) -> tuple[list[list[float]], list[list[int]]]:
+    """Loss and correctness of every answer, (B, S) each, by a float64 loop in plain Python."""
+    losses, corrects = [], []
+    for rows, targets in zip(logits_BSV.tolist(), targets_BS.tolist(), strict=True):
+        loss_row, correct_row = [], []
+        for logits, target in zip(rows, targets, strict=True):
+            top = max(logits)
+            log_sum = top + math.log(math.fsum(math.exp(value - top) for value in logits))
+            loss_row.append(log_sum - logits[target])
+            correct_row.append(int(logits.index(top) == target))
+        losses.append(loss_row)
+        corrects.append(correct_row)
+    return losses, corrects
+
+
+def assert_mean(estimate: Estimate, values: list[float]) -> None:
+    """That this is the mean of the values with the interval mean +- 1.96 s / sqrt(n)."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    half = 1.959963984540054 * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    assert estimate.n == n
+    assert estimate.value == pytest.approx(mean, rel=1e-6)
+    assert estimate.low == pytest.approx(mean - half, rel=1e-5, abs=1e-6)
+    assert estimate.high == pytest.approx(mean + half, rel=1e-5, abs=1e-6)
+
+
+def test_z95_is_the_normal_97_5_percent_point() -> None:
+    assert 0.5 * (1 + math.erf(Z95 / math.sqrt(2))) == pytest.approx(0.975, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson_intervals_equal_published_ones(correct: int, n: int, low: float, high: float) -> None:
+    got = estimate_share(correct, n)
+    assert got.value == correct / n
+    assert got.n == n
+    assert got.low == pytest.approx(low, abs=6e-5)
+    assert got.high == pytest.approx(high, abs=6e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 10**6), data=st.data())
+def test_wilson_bounds_solve_the_score_equation(n: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, n))
+    got = estimate_share(correct, n)
+    assert 0 <= got.low <= got.value <= got.high <= 1
+    for bound, open_end in ((got.low, correct > 0), (got.high, correct < n)):
+        if open_end:
+            z = abs(got.value - bound) / math.sqrt(bound * (1 - bound) / n)
+            assert z == pytest.approx(1.959963984540054, rel=1e-6)
+    assert got.low == 0 or correct > 0
+    assert got.high == 1 or correct < n
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_wilson_intervals_cover_the_share_95_percent_of_the_time_on_average(n: int) -> None:
+    intervals = [estimate_share(k, n) for k in range(n + 1)]
+    coverages = []
+    for q in np.linspace(0.02, 0.98, 97):
+        chances = [math.comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)]
+        coverages.append(sum(c for c, e in zip(chances, intervals, strict=True) if e.low <= q <= e.high))
+    assert 0.945 < sum(coverages) / len(coverages) < 0.96
+    assert min(coverages) > 0.83
+
+
+def test_simulated_shares_are_covered_95_percent_of_the_time() -> None:
+    generator = np.random.default_rng(1)
+    estimates = [estimate_share(int(k), 60) for k in generator.binomial(60, 0.3, size=3000)]
+    covered = sum(e.low <= 0.3 <= e.high for e in estimates) / 3000
+    assert abs(covered - 0.95) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_simulated_means_are_covered_95_percent_of_the_time(kind: str) -> None:
+    generator = np.random.default_rng(2)
+    n = 300
+    samples = generator.normal(1.0, 3.0, (2000, n)) if kind == "normal" else generator.exponential(1.0, (2000, n))
+    covered = 0
+    for sample in samples:
+        estimate = estimate_mean(float(sample.sum()), float((sample**2).sum()), n)
+        covered += estimate.low <= 1.0 <= estimate.high
+    assert abs(covered / 2000 - 0.95) < 0.02
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=40))
+def test_estimate_mean_is_the_mean_with_the_normal_interval(values: list[float]) -> None:
+    total, squares = math.fsum(values), math.fsum(v * v for v in values)
+    got = estimate_mean(total, squares, len(values))
+    half = 1.959963984540054 * np.std(values, ddof=1) / math.sqrt(len(values))
+    assert got.value == pytest.approx(total / len(values))
+    assert got.high - got.value == pytest.approx(half, rel=1e-4, abs=1e-6)
+    assert got.value - got.low == pytest.approx(half, rel=1e-4, abs=1e-6)
+
+
+def test_the_mean_of_one_observation_has_no_bounds() -> None:
+    assert estimate_mean(3.0, 9.0, 1) == Estimate(3.0, -math.inf, math.inf, 1)
+
+
+def test_equal_observations_have_an_interval_of_width_0() -> None:
+    got = estimate_mean(0.1 * 7, 0.1 * 0.1 * 7, 7)
+    assert got.low == pytest.approx(0.1, abs=1e-7)
+    assert got.high == pytest.approx(0.1, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_tally_equals_a_plain_float64_loop(seed: int) -> None:
+    logits_BSV, targets_BS = make_answers(seed)
+    scores = score_in_batches(logits_BSV, targets_BS, [6, 13])
+    losses, corrects = score_plainly(logits_BSV, targets_BS)
+    shots = range(5)
+    assert len(scores.loss_by_shot) == len(scores.accuracy_by_shot) == 5
+    for k in shots:
+        assert_mean(scores.loss_by_shot[k], [row[k] for row in losses])
+        assert scores.accuracy_by_shot[k] == estimate_share(sum(row[k] for row in corrects), 20)
+    # Overall: a sequence is one observation, its answers being dependent.
+    assert_mean(scores.loss, [math.fsum(row) / 5 for row in losses])
+    by_sequence = [sum(row) / 5 for row in corrects]
+    assert scores.accuracy.value == pytest.approx(sum(by_sequence) / 20, rel=1e-12)
+    assert 0 < scores.accuracy.low < scores.accuracy.value < scores.accuracy.high < 1
+    assert_mean(scores.accuracy, by_sequence)
+
+
+def test_last_is_the_last_example_and_overall_the_average_over_all() -> None:
+    # Three sequences of four examples of two numbers, right at: all, the last two, none but the last.
+    right = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
+    targets_BS = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
+    answer_BS = torch.where(right == 1, targets_BS, 1 - targets_BS)
+    tally = Tally()
+    tally.add(3.0 * torch.nn.functional.one_hot(answer_BS, 2), targets_BS)
+    scores = tally.score()
+    assert [e.value for e in scores.accuracy_by_shot] == [1 / 3, 1 / 3, 2 / 3, 1.0]
+    assert scores.accuracy.value == pytest.approx(7 / 12)
+    assert scores.last_accuracy.value == 1.0
+    assert scores.last_accuracy == scores.accuracy_by_shot[3]
+    assert scores.last_loss == scores.loss_by_shot[3]
+    hit, miss = math.log(1 + math.exp(-3)), math.log(1 + math.exp(3))
+    assert scores.last_loss.value == pytest.approx(hit, rel=1e-6)
+    assert scores.loss.value == pytest.approx((7 * hit + 5 * miss) / 12, rel=1e-6)
+    assert {e.n for e in [scores.loss, scores.accuracy, scores.last_loss, *scores.loss_by_shot]} == {3}
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 20), max_size=6), seed=st.integers(0, 5))
+def test_a_tally_does_not_depend_on_how_the_batches_are_cut(cuts: list[int], seed: int) -> None:
+    logits_BSV, targets_BS = make_answers(seed)
+    whole, cut = score_in_batches(logits_BSV, targets_BS, []), score_in_batches(logits_BSV, targets_BS, cuts)
+    assert cut.accuracy == whole.accuracy
+    assert cut.accuracy_by_shot == whole.accuracy_by_shot
+    for one, other in zip([cut.loss, *cut.loss_by_shot], [whole.loss, *whole.loss_by_shot], strict=True):
+        for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True):
+            assert a == pytest.approx(b, rel=1e-9, abs=1e-9)
+
+
+def test_counts_stay_exact_for_many_bfloat16_answers() -> None:
+    tally = Tally()
+    targets_BS = torch.zeros(1000, 3, dtype=torch.int64)
+    logits_BSV = torch.zeros(1000, 3, 2, dtype=torch.bfloat16)
+    logits_BSV[..., 0] = 1
+    for _ in range(5):
+        tally.add(logits_BSV, targets_BS)
+    logits_BSV[0] *= -1
+    tally.add(logits_BSV, targets_BS)
+    scores = tally.score()
+    assert [e.value for e in scores.accuracy_by_shot] == [5999 / 6000] * 3
+    assert scores.loss.n == 6000
+    hit, miss = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
+    assert scores.loss.value == pytest.approx((5999 * hit + miss) / 6000, rel=1e-6)
+
+
+def test_bounds_of_the_overall_accuracy_stay_between_0_and_1() -> None:
+    tally = Tally()
+    targets_BS = torch.zeros(2, 1, dtype=torch.int64)
+    tally.add(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), targets_BS)
+    accuracy = tally.score().accuracy
+    assert (accuracy.low, accuracy.value, accuracy.high) == (0.0, 0.5, 1.0)
+
+
+def test_scores_become_json() -> None:
+    logits_BSV, targets_BS = make_answers(3)
+    scores = score_in_batches(logits_BSV, targets_BS, [])
+    data = json.loads(json.dumps(scores.to_dict()))
+    assert data["last_accuracy"] == dataclasses.asdict(scores.last_accuracy)
+    assert [Estimate(**e) for e in data["loss_by_shot"]] == scores.loss_by_shot
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_measure_loss_equals_numpy(scale: float) -> None:
+    logits_BSV, targets_BS = make_answers(4)
+    logits = logits_BSV.double().numpy() * scale
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_probability, targets_BS.numpy()[..., None], -1).mean()
+    got = measure_loss(logits_BSV * scale, targets_BS)
+    assert got.dtype == torch.float32
+    assert got.shape == ()
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_measure_loss_of_bfloat16_logits_is_computed_in_float32() -> None:
+    logits_BSV, targets_BS = make_answers(5)
+    rough_BSV = logits_BSV.bfloat16()
+    got = measure_loss(rough_BSV, targets_BS)
+    assert got.dtype == torch.float32
+    assert got.item() == pytest.approx(measure_loss(rough_BSV.double().float(), targets_BS).item(), rel=1e-6)
+
+
+def test_measure_loss_has_the_gradient_softmax_minus_one_hot_over_all_answers() -> None:
+    logits_BSV, targets_BS = make_answers(6, B=3, S=4, V=5)
+    logits_BSV.requires_grad_()
+    measure_loss(logits_BSV, targets_BS).backward()
+    assert logits_BSV.grad is not None
+    expected = (logits_BSV.detach().softmax(-1) - torch.nn.functional.one_hot(targets_BS, 5)) / 12
+    assert torch.allclose(logits_BSV.grad, expected, atol=1e-7)
