@@ -1,7 +1,7 @@
-import dataclasses
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ Examples = list[tuple[Vector, int]]
 def make_config(task: dict[str, Any] | None = None, seeds: dict[str, int] | None = None, **data: Any) -> RunConfig:
     """p = 7, 10 random tasks, 12 examples and 20 sequences, unless told otherwise."""
     config = RunConfig(
-        task=TaskConfig(**{"p": 7, "n_tasks": 10, "rule": "random"} | (task or {})),
-        data=DataConfig(**{"n_examples": 12, "batch_size": 20} | data),
+        task=replace(TaskConfig(p=7, n_tasks=10, rule="random"), **(task or {})),
+        data=replace(DataConfig(n_examples=12, batch_size=20), **data),
         seeds=SeedConfig(**(seeds or {})),
     )
     config.check()
@@ -138,8 +138,7 @@ def test_every_example_of_any_batch_is_right_and_from_its_own_set(data: st.DataO
         for examples in read_examples(tokens_BT, n_vars):
             assert {x for x, _ in examples} <= input_set
             assert any(
-                all(sum(a * v for a, v in zip(task, x, strict=True)) % p == z for x, z in examples)
-                for task in task_set
+                all(sum(a * v for a, v in zip(task, x, strict=True)) % p == z for x, z in examples) for task in task_set
             )
 
 
@@ -169,14 +168,14 @@ def test_a_batch_depends_on_seed_and_step_alone(name: str) -> None:
     assert all(map(torch.equal, forwards, backwards))
     assert torch.equal(fresh, forwards[5])
     assert len({str(batch.tolist()) for batch in forwards}) == 8
-    other = make_train_sampler(dataclasses.replace(config, seeds=SeedConfig(data=1)), split)
+    other = make_train_sampler(replace(config, seeds=SeedConfig(data=1)), split)
     assert all(not torch.equal(other.batch(step), forwards[step]) for step in range(8))
 
 
 def test_the_batch_of_a_step_does_not_depend_on_the_seeds_of_other_things() -> None:
     config = make_config()
     split = make_split(config)
-    other = dataclasses.replace(config, seeds=SeedConfig(tasks=5, inputs=6, weights=7, evaluation=8))
+    other = replace(config, seeds=SeedConfig(tasks=5, inputs=6, weights=7, evaluation=8))
     assert torch.equal(make_train_sampler(config, split).batch(3), make_train_sampler(other, split).batch(3))
 
 
@@ -190,7 +189,7 @@ def test_batches_of_neighbouring_steps_and_seeds_share_no_more_inputs_than_chanc
     config = make_config({"p": 29, "alpha": 0.99}, shared_inputs=False, batch_size=500, n_examples=10)
     split = make_split(config)
     one = make_train_sampler(config, split).batch(0)
-    other_seed = dataclasses.replace(config, seeds=SeedConfig(data=1))
+    other_seed = replace(config, seeds=SeedConfig(data=1))
     for other in (make_train_sampler(config, split).batch(1), make_train_sampler(other_seed, split).batch(0)):
         pairs = zip(itertools.chain(*get_inputs(one, 2)), itertools.chain(*get_inputs(other, 2)), strict=True)
         assert sum(a == b for a, b in pairs) < 5000 / 833 + 5 * math.sqrt(5000 / 833)
@@ -200,8 +199,12 @@ def test_batches_of_neighbouring_steps_and_seeds_share_no_more_inputs_than_chanc
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("p", "n_tasks", "batch"), [(7, 10, 20), (7, 10, 27), (5, 24, 7), (6, 9, 9), (6, 4, 41), (7, 1, 3)])
-def test_each_task_has_its_share_of_sequences_rounded_down_or_up(shared: bool, p: int, n_tasks: int, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("p", "n_tasks", "batch"), [(7, 10, 20), (7, 10, 27), (5, 24, 7), (6, 9, 9), (6, 4, 41), (7, 1, 3)]
+)
+def test_each_task_has_its_share_of_sequences_rounded_down_or_up(
+    shared: bool, p: int, n_tasks: int, batch: int
+) -> None:
     config = make_config({"p": p, "n_tasks": n_tasks}, n_examples=40, batch_size=batch, shared_inputs=shared)
     split = make_split(config)
     for step in range(5):
@@ -225,7 +228,7 @@ def test_the_extra_sequences_go_to_every_task_equally_often(batch: int) -> None:
     split = make_split(config)
     sampler = make_train_sampler(config, split)
     n_steps = 500
-    extra: Counter[Vector] = Counter({task: 0 for task in to_set(split.pretrain_tasks)})
+    extra: Counter[Vector] = Counter(dict.fromkeys(to_set(split.pretrain_tasks), 0))
     pairs: Counter[frozenset[Vector]] = Counter()
     for step in range(n_steps):
         counts = count_tasks(sampler.batch(step), split.pretrain_tasks, 5)
@@ -268,7 +271,7 @@ def test_inputs_are_uniform_over_the_training_inputs(shared: bool, p: int, n_var
     )
     split = make_split(config)
     sampler = make_train_sampler(config, split)
-    counts: Counter[Vector] = Counter({x: 0 for x in to_set(split.train_inputs)})
+    counts: Counter[Vector] = Counter(dict.fromkeys(to_set(split.train_inputs), 0))
     repeats = 0
     for step in range(3):
         rows = get_inputs(sampler.batch(step), n_vars)
@@ -283,7 +286,7 @@ def test_inputs_are_uniform_over_the_training_inputs(shared: bool, p: int, n_var
 def test_inputs_at_two_places_of_a_sequence_are_independent() -> None:
     config = make_config({"p": 3, "n_tasks": 2, "alpha": 0.7}, batch_size=3000, n_examples=2, shared_inputs=False)
     split = make_split(config)
-    pairs = Counter({pair: 0 for pair in itertools.product(to_set(split.train_inputs), repeat=2)})
+    pairs = Counter(dict.fromkeys(itertools.product(to_set(split.train_inputs), repeat=2), 0))
     pairs.update((a, b) for a, b in get_inputs(make_train_sampler(config, split).batch(0), 2))
     assert len(pairs) == 36
     assert_uniform(list(pairs.values()))
@@ -297,7 +300,7 @@ def test_distinct_inputs_never_repeat_in_a_sequence_and_are_uniform(shared: bool
     split = make_split(config)
     rows = get_inputs(make_train_sampler(config, split).batch(0), 2)
     assert all(len(set(row)) == 10 for row in rows)
-    first: Counter[Vector] = Counter({x: 0 for x in to_set(split.train_inputs)})
+    first: Counter[Vector] = Counter(dict.fromkeys(to_set(split.train_inputs), 0))
     first.update(row[0] for row in rows)
     assert len(first) == len(split.train_inputs)
     assert_uniform(list(first.values()))
@@ -320,9 +323,13 @@ def test_distinct_inputs_may_use_every_input() -> None:
 @pytest.mark.parametrize(("p", "n_vars"), [(7, 2), (6, 2), (11, 1)])
 def test_a_pool_of_u_inputs_gives_at_most_u_distinct_ones(u: int, p: int, n_vars: int) -> None:
     config = make_config(
-        {"p": p, "n_vars": n_vars, "n_tasks": 3}, contexts="stages", stages=((4, u, 0.0),), n_examples=32, batch_size=30,
+        {"p": p, "n_vars": n_vars, "n_tasks": 3},
+        contexts="stages",
+        stages=((4, u, 0.0),),
+        n_examples=32,
+        batch_size=30,
         shared_inputs=False,
-    )  # fmt: skip
+    )
     sampler = make_sampler(config)
     widths = Counter(len(set(row)) for step in range(4) for row in get_inputs(sampler.batch(step), n_vars))
     assert max(widths) <= u
@@ -332,9 +339,13 @@ def test_a_pool_of_u_inputs_gives_at_most_u_distinct_ones(u: int, p: int, n_vars
 
 def test_the_inputs_of_a_pool_are_used_equally_often_at_every_place() -> None:
     config = make_config(
-        {"p": 11, "alpha": 0.99}, contexts="stages", stages=((1, 2, 0.0),), n_examples=2, batch_size=2000,
+        {"p": 11, "alpha": 0.99},
+        contexts="stages",
+        stages=((1, 2, 0.0),),
+        n_examples=2,
+        batch_size=2000,
         shared_inputs=False,
-    )  # fmt: skip
+    )
     rows = get_inputs(make_sampler(config).batch(0), 2)
     # Two places take the same of two slots half of the time, and else the same input by chance once in 120.
     same = sum(a == b for a, b in rows) / len(rows)
@@ -346,7 +357,7 @@ def test_pool_inputs_are_uniform_over_the_training_inputs() -> None:
     config = make_config(contexts="stages", stages=((99, 1, 0.0),), batch_size=900, shared_inputs=False)
     split = make_split(config)
     sampler = make_train_sampler(config, split)
-    counts: Counter[Vector] = Counter({x: 0 for x in to_set(split.train_inputs)})
+    counts: Counter[Vector] = Counter(dict.fromkeys(to_set(split.train_inputs), 0))
     for step in range(3):
         counts.update(row[0] for row in get_inputs(sampler.batch(step), 2))
     assert_uniform(list(counts.values()))
@@ -357,7 +368,12 @@ def test_pool_inputs_are_uniform_over_the_training_inputs() -> None:
 def test_moved_examples_stay_on_the_lines_of_a_pool_and_among_training_inputs(u: int, s: float) -> None:
     p = 11
     config = make_config(
-        {"p": p, "alpha": 0.6}, contexts="stages", stages=((5, u, s),), n_examples=40, batch_size=30, shared_inputs=False
+        {"p": p, "alpha": 0.6},
+        contexts="stages",
+        stages=((5, u, s),),
+        n_examples=40,
+        batch_size=30,
+        shared_inputs=False,
     )
     split = make_split(config)
     allowed = to_set(split.train_inputs)
@@ -375,9 +391,13 @@ def test_moved_examples_stay_on_the_lines_of_a_pool_and_among_training_inputs(u:
 def test_moved_examples_are_multiples_of_their_input_for_a_composite_modulus() -> None:
     p = 6
     config = make_config(
-        {"p": p, "alpha": 0.8}, contexts="stages", stages=((5, 1, 0.5),), n_examples=24, batch_size=60,
+        {"p": p, "alpha": 0.8},
+        contexts="stages",
+        stages=((5, 1, 0.5),),
+        n_examples=24,
+        batch_size=60,
         shared_inputs=False,
-    )  # fmt: skip
+    )
     split = make_split(config)
     allowed = to_set(split.train_inputs)
     moved = 0
@@ -391,9 +411,13 @@ def test_moved_examples_are_multiples_of_their_input_for_a_composite_modulus() -
 def test_an_example_moves_with_chance_s_to_any_other_multiple_alike(s: float) -> None:
     p = 7
     config = make_config(
-        {"p": p, "alpha": 0.95}, contexts="stages", stages=((9, 1, s),), n_examples=100, batch_size=200,
+        {"p": p, "alpha": 0.95},
+        contexts="stages",
+        stages=((9, 1, s),),
+        n_examples=100,
+        batch_size=200,
         shared_inputs=False,
-    )  # fmt: skip
+    )
     split = make_split(config)
     allowed = to_set(split.train_inputs)
     moved = total = 0
@@ -469,12 +493,17 @@ def classify(row: list[Vector], p: int) -> tuple[int, float]:
 def test_a_mixture_draws_every_combination_equally_often() -> None:
     p, n = 11, 900
     config = make_config(
-        {"p": p, "alpha": 0.95}, contexts="mixture", pools=(0, 1), slides=(0.0, 0.5), n_examples=24, batch_size=n,
+        {"p": p, "alpha": 0.95},
+        contexts="mixture",
+        pools=(0, 1),
+        slides=(0.0, 0.5),
+        n_examples=24,
+        batch_size=n,
         shared_inputs=False,
-    )  # fmt: skip
+    )
     split = make_split(config)
     kinds = Counter(classify(row, p) for row in get_inputs(make_train_sampler(config, split).batch(3), 2))
-    # A pool of the zero input alone looks like u = 1, s = 0 whatever s is; it has one chance in the number of inputs.
+    # A pool of the zero input alone looks like u = 1, s = 0 whatever s is; it has one chance in that many inputs.
     zero = 1 / len(split.train_inputs) if (0, 0) in to_set(split.train_inputs) else 0.0
     expected = {(1, 0.0): 0.25 * (1 + zero), (1, 0.5): 0.25 * (1 - zero), (0, 0.0): 0.5}
     for kind, share in expected.items():
@@ -531,7 +560,7 @@ def test_evaluation_inputs_are_uniform_independent_and_from_their_set(set_name: 
     assert set(count_tasks(tokens_BT, tasks, p).values()) == {10}
     rows = get_inputs(tokens_BT, 2)
     assert len(set(map(tuple, rows))) == n
-    counts: Counter[Vector] = Counter({x: 0 for x in to_set(inputs)})
+    counts: Counter[Vector] = Counter(dict.fromkeys(to_set(inputs), 0))
     counts.update(x for row in rows for x in row)
     assert len(counts) == len(inputs)
     assert_uniform(list(counts.values()))
@@ -544,7 +573,7 @@ def test_no_two_samplers_share_their_draws() -> None:
     same = TaskSplit(7, split.pretrain_tasks, split.pretrain_tasks, split.train_inputs, split.train_inputs)
     samplers = [make_evaluation_sampler(config, same, name, 20, repeat) for name in SETS for repeat in range(4)]
     samplers.append(make_train_sampler(config, same))
-    other_seed = dataclasses.replace(config, seeds=SeedConfig(data=4, evaluation=4))
+    other_seed = replace(config, seeds=SeedConfig(data=4, evaluation=4))
     samplers += [make_evaluation_sampler(other_seed, same, name, 20, 0) for name in SETS]
     batches = [sampler.batch(0) for sampler in samplers]
     assert len({sampler.key for sampler in samplers}) == len(samplers)
@@ -557,7 +586,7 @@ def test_no_two_samplers_share_their_draws() -> None:
 def test_evaluation_contexts_depend_on_their_seed_alone() -> None:
     config = make_config(seeds={"evaluation": 1})
     split = make_split(config)
-    other = dataclasses.replace(config, seeds=SeedConfig(tasks=9, inputs=9, data=9, weights=9, evaluation=1))
+    other = replace(config, seeds=SeedConfig(tasks=9, inputs=9, data=9, weights=9, evaluation=1))
     for name in SETS:
         one, two = (make_evaluation_sampler(c, split, name, 15, 2).batch(0) for c in (config, other))
         assert torch.equal(one, two)

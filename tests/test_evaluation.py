@@ -94,7 +94,7 @@ def test_a_constant_predictor_scores_the_share_of_its_answer_and_log_p(answer: i
         tasks, inputs = (vectors.tolist() for vectors in split.get(name))
         hits = sum((a * x + b * y) % p == answer for (a, b), (x, y) in itertools.product(tasks, inputs))
         share = hits / (len(tasks) * len(inputs))
-        assert abs(share - 1 / p) < 0.06
+        assert abs(share - 1 / p) < 0.1
         n_answers = score.accuracy.n * config.data.n_examples
         # Every task has the same number of sequences, so answers vary less than independent ones.
         assert abs(score.accuracy.value - share) < 4.5 * math.sqrt(share * (1 - share) / n_answers)
@@ -228,4 +228,4 @@ def test_an_untrained_model_knows_nothing_on_any_set() -> None:
     scores = evaluate(ModelPredictor(GPT(config)), config, make_split(config), 400)
     for score in scores.values():
         assert abs(score.loss.value - math.log(7)) < 0.1
-        assert abs(score.accuracy.value - 1 / 7) < 0.06
+        assert abs(score.accuracy.value - 1 / 7) < 0.1

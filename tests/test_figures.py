@@ -1,6 +1,8 @@
 import json
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 from modicl.config import SETS
@@ -10,12 +12,12 @@ from modicl.figures.style import save_figure
 from modicl.metrics import Scores, estimate_mean, estimate_share
 
 
-def make_lines() -> list[dict]:
+def make_lines() -> list[dict[str, Any]]:
     scores = {"loss": 1.0, "accuracy": 0.5, "last_loss": 1.0, "last_accuracy": 0.25, "n": 100}
     return [{"step": step, "kind": "evaluation", **dict.fromkeys(SETS, scores)} for step in (0, 10, 100)]
 
 
-def make_table() -> dict:
+def make_table() -> dict[str, Any]:
     share, loss = estimate_share(25, 100), estimate_mean(100.0, 120.0, 100)
     scores = Scores(loss, share, loss, share, [loss] * 8, [share] * 8).to_dict()
     return {"step": 5, **dict.fromkeys(SETS, scores)}
@@ -29,8 +31,8 @@ def test_curves_show_every_set_at_every_evaluation(log):
         curves = axes.lines[:4]
         assert len(curves) == 4
         for curve in curves:
-            assert list(curve.get_xdata()) == ([10, 100] if log else [0, 10, 100])
-            assert set(curve.get_ydata()) == {value}
+            assert np.asarray(curve.get_xdata()).tolist() == ([10, 100] if log else [0, 10, 100])
+            assert set(np.asarray(curve.get_ydata()).tolist()) == {value}
     assert top.get_xscale() == ("log" if log else "linear")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(SETS)
 
@@ -38,7 +40,7 @@ def test_curves_show_every_set_at_every_evaluation(log):
 def test_shots_show_every_set_at_every_shot():
     figure = plot_shots(make_table(), p=7)
     for axes in figure.axes:
-        assert [list(curve.get_xdata()) for curve in axes.lines[:4]] == [list(range(8))] * 4
+        assert [np.asarray(curve.get_xdata()).tolist() for curve in axes.lines[:4]] == [list(range(8))] * 4
 
 
 def test_files_are_vector_and_png_and_the_same_twice(tmp_path):

@@ -1,10 +1,12 @@
 import errno
 import os
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from modicl import files
+from modicl.config import UserError
 from modicl.files import DamagedError, StorageError, check_folder, read_json, write_file, write_folder, write_json
 
 
@@ -23,7 +25,7 @@ def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path, monkeypatch, 
     def fail(descriptor):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(StorageError, match=words):
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
@@ -32,7 +34,7 @@ def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path, monkeypatch, 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
     folder = tmp_path / "f"
-    write_folder(folder, lambda new: (new / "a").write_bytes(b"1"))
+    write_folder(folder, fill_with(a=b"1"))
 
     def fail(new):
         (new / "a").write_bytes(b"2")
@@ -51,8 +53,16 @@ def test_a_path_through_a_file_is_said_in_a_sentence(tmp_path):
         write_folder(tmp_path / "file" / "run", lambda new: None)
 
 
+def fill_with(**contents: bytes) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+
+    return fill
+
+
 def test_checksums_are_those_of_sha256sum(tmp_path):
-    write_folder(tmp_path / "f", lambda new: (new / "a").write_bytes(b"data") and (new / "b").write_bytes(b"more"))
+    write_folder(tmp_path / "f", fill_with(a=b"data", b=b"more"))
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "f", check=True)
 
 
@@ -60,7 +70,7 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_every_damage_is_found_and_the_file_named(tmp_path, name, damage):
     folder = tmp_path / "f"
-    write_folder(folder, lambda new: (new / "a").write_bytes(b"data" * 100))
+    write_folder(folder, fill_with(a=b"data" * 100))
     path, data = folder / name, (folder / name).read_bytes()
     if damage == "remove":
         path.unlink()
@@ -76,5 +86,5 @@ def test_reading_what_is_not_json(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1')
     with pytest.raises(DamagedError, match=r"x\.json is damaged"):
         read_json(tmp_path / "x.json")
-    with pytest.raises(files.UserError, match="There is no file"):
+    with pytest.raises(UserError, match="There is no file"):
         read_json(tmp_path / "y.json")

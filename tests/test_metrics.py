@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 
@@ -24,7 +25,7 @@ def make_answers(seed: int, B: int = 20, S: int = 5, V: int = 7, sure: float = 2
 def score_in_batches(logits_BSV: Tensor, targets_BS: Tensor, cuts: list[int]) -> Scores:
     tally = Tally()
     edges = [0, *sorted(cuts), len(targets_BS)]
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         if end > start:
             tally.add(logits_BSV[start:end], targets_BS[start:end])
     assert tally.n == len(targets_BS)

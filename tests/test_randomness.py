@@ -133,7 +133,13 @@ def test_one_changed_bit_changes_half_of_the_key(part: int) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [((0, 0, 0), (1, 0, 0)), ((0, 0, 0), (0, 1, 0)), ((0, 0, 0), (0, 0, 1)), ((1, 2, 0), (2, 1, 0)), ((7, 8, 4), (7, 9, 4))],
+    [
+        ((0, 0, 0), (1, 0, 0)),
+        ((0, 0, 0), (0, 1, 0)),
+        ((0, 0, 0), (0, 0, 1)),
+        ((1, 2, 0), (2, 1, 0)),
+        ((7, 8, 4), (7, 9, 4)),
+    ],
 )
 def test_draws_of_other_parts_are_different_and_uncorrelated(
     one: tuple[int, int, int], other: tuple[int, int, int]

@@ -10,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from modicl import load_run, presets, train
 from modicl.config import OptimConfig, RunConfig, UserError, replace_field
-from modicl.files import DamagedError
+from modicl.files import DamagedError, write_and_sync
+from modicl.metrics import measure_loss
 from modicl.runs import MODEL, OPTIMIZER
 from modicl.training import DivergedError, InterruptedRun, SilentReporter, pick_kept_steps
 
@@ -90,7 +92,7 @@ def test_kept_steps_are_log_spaced():
     assert len(pick_kept_steps(200_000, 20)) == 21
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {},
     "sgd": {"optim__lr": 0.1, "optim__clip": 1.0},
     "schedulefree": {"optim__schedule": "constant"},
@@ -258,15 +260,13 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    from modicl import training
-
-    original, calls = training.measure_loss, []
+    calls = []
 
     def fail_at_38(logits, targets):
         calls.append(1)
-        return original(logits, targets) * (float("nan") if len(calls) == 38 else 1.0)
+        return measure_loss(logits, targets) * (float("nan") if len(calls) == 38 else 1.0)
 
-    monkeypatch.setattr(training, "measure_loss", fail_at_38)
+    monkeypatch.setattr("modicl.training.measure_loss", fail_at_38)
     with pytest.raises(DivergedError, match=r"loss of step 38 is nan.*last good checkpoint is step 30"):
         train(presets.tiny(), tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -315,18 +315,16 @@ def test_a_full_disk_is_said_before_the_run_starts(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_keeps_the_run_resumable(tmp_path, monkeypatch):
-    from modicl import runs
-
     whole = train(presets.tiny(), tmp_path / "whole")
-    original, room = runs.write_and_sync, [9]
+    room = [9]
 
     def fill_up(path, data):
         room[0] -= 1
         if room[0] < 0:
             raise OSError(28, "No space left on device")
-        original(path, data)
+        write_and_sync(path, data)
 
-    monkeypatch.setattr(runs, "write_and_sync", fill_up)
+    monkeypatch.setattr("modicl.runs.write_and_sync", fill_up)
     with pytest.raises(UserError, match="disk is full"):
         train(presets.tiny(), tmp_path / "run")
     room[0] = 10**9
