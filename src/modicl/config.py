@@ -125,15 +125,15 @@ class OptimConfig:
     momentum: float = 0.95
     """Momentum of sgd and muon."""
     weight_decay: float = 2.0
-    """Decoupled decay a unit of learning rate, on every matrix (see ModelConfig.tied), none on LayerNorm."""
+    """Decay a unit of learning rate, on every matrix (see tied), not on LayerNorm: decoupled, for sgd an L2 term."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """From lr after the warm-up down to final_factor * lr at the last step, or constant."""
+    """From lr after the warm-up down to final_factor * lr at the end of the last step, or constant."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     warmup_factor: float = 0.01
     """Learning rate of the first step over lr."""
     final_factor: float = 0.1
-    """Learning rate of the last step over lr (cosine, linear)."""
+    """Learning rate at the end of the last step over lr (cosine, linear)."""
     clip: float = 0.0
     """Largest norm of the whole gradient; 0 is no clipping."""
 
@@ -203,6 +203,7 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise `ConfigError` with one full sentence if this cannot be run."""
+        _read(RunConfig, dataclasses.asdict(self), "The config", "")  # types and named choices
         for section in (_check_numbers, _check_task, _check_data, _check_model, _check_optim, _check_train):
             section(self)
 
@@ -275,10 +276,13 @@ def _read(kind: Any, value: Any, where: str, path: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_read(k, v, where, path) for k, v in zip(kinds, value, strict=True))
     elif origin is Literal:
-        if value in args:
-            return value
+        _require(value in args, f"{where}: {path} is {value!r}; it has to be one of {', '.join(args)}.")
+        return value
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: {path} is larger than a float can be.") from None
     elif isinstance(kind, type) and type(value) is kind:
         return value
     name = kind.__name__ if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) else str(kind)
@@ -333,7 +337,7 @@ def _check_task(config: RunConfig) -> None:
     _require(
         1 <= config.n_train_inputs < total,
         f"task.alpha={t.alpha} leaves {config.n_train_inputs} of the {total} inputs for training; at least one has to "
-        f"be on each side, so take alpha from {0.5 / total:.2g} to {1 - 0.5 / total:.6g}.",
+        f"be on each side, so take alpha from {1 / total:.3g} to {1 - 1 / total:.9g}.",
     )
     _require(
         t.n_tasks < total,
@@ -344,13 +348,14 @@ def _check_task(config: RunConfig) -> None:
         t.n_random <= t.n_tasks, f"task.n_random is {t.n_random}, more than the {t.n_tasks} tasks of task.n_tasks."
     )
     if t.rule != "random":
-        corners, wanted = 2**t.n_vars, t.n_tasks - (t.n_random if t.rule == "mixed" else 0)
-        low = wanted - wanted % corners
-        nearest = f"{low} or {low + corners}" if low else f"{corners}"
+        n_random = t.n_random if t.rule == "mixed" else 0
+        corners, wanted = 2**t.n_vars, t.n_tasks - n_random
+        low = t.n_tasks - wanted % corners
+        near = [str(n) for n in (low, low + corners) if max(n_random, 1) <= n < total]
+        advice = f"take {' or '.join(near)}, or task.rule=random" if near else "take task.rule=random"
         _require(
             wanted % corners == 0,
-            f"task.n_tasks={t.n_tasks} leaves {wanted} tasks for rectangles, which come {corners} at a time: take "
-            f"{nearest}, or task.rule=random.",
+            f"task.n_tasks={t.n_tasks} leaves {wanted} tasks for rectangles, which come {corners} at a time: {advice}.",
         )
 
 
@@ -379,12 +384,14 @@ def _check_data(config: RunConfig) -> None:
     if d.contexts == "mixture":
         _require(bool(d.pools), "data.contexts=mixture needs data.pools, the pool sizes to draw from.")
         _require(bool(d.slides), "data.contexts=mixture needs data.slides, the chances to draw from.")
-    for u in (*(u for _, u, _ in d.stages), *d.pools):
-        _require(
-            0 <= u <= n_in, f"A context pool of {u} inputs is not between 0 (none) and the {n_in} training inputs."
-        )
-    for s in (*(s for _, _, s in d.stages), *d.slides):
-        _require(0 <= s <= 1, f"A context curriculum moves examples with chance {s}; it has to be from 0 to 1.")
+    for name, sizes in (("stages", [u for _, u, _ in d.stages]), ("pools", d.pools)):
+        for u in sizes:
+            _require(
+                0 <= u <= n_in, f"data.{name} has a pool of {u} inputs; take 0 (none) to {n_in} (all in training)."
+            )
+    for name, chances in (("stages", [s for _, _, s in d.stages]), ("slides", d.slides)):
+        for s in chances:
+            _require(0 <= s <= 1, f"data.{name} moves examples with chance {s}; it has to be from 0 to 1.")
 
 
 def _check_model(config: RunConfig) -> None:
@@ -418,6 +425,7 @@ def _check_optim(config: RunConfig) -> None:
     for name in ("weight_decay", "clip", "warmup_factor", "final_factor"):
         value = getattr(o, name)
         _require(value >= 0, f"optim.{name} is {value}; it cannot be negative.")
+    _require(o.name != "schedulefree" or o.beta1 > 0, "optim.beta1 is 0, and optim.name=schedulefree divides by it.")
     _require(
         o.name != "schedulefree" or o.schedule == "constant",
         f"optim.name=schedulefree replaces the learning rate's decay by averaging, so optim.schedule={o.schedule} "

@@ -33,9 +33,10 @@ def estimate_disk_use(config: RunConfig) -> int:
     """Bytes that a run's checkpoints take at most: weights of those kept, optimizer state of those to resume from."""
     weights = 4 * count_parameters(config)
     state = {"adamw": 2, "sgd": 1, "muon": 2, "schedulefree": 3}[config.optim.name] * weights
-    split = 16 * config.task.n_vars * config.task.p**config.task.n_vars
+    # meta.json holds all tasks and all inputs as text, and every checkpoint a few kB of headers and settings.
+    meta = 16 * config.task.n_vars * config.task.p**config.task.n_vars + 10_000
     # Kept for good, step 0, the best, two to resume from, and one while it is being written.
-    return (weights + split) * (config.train.keep + 5) + state * 3
+    return (weights + meta) * (config.train.keep + 5) + state * 3
 
 
 def format_bytes(n: float) -> str:

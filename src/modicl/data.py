@@ -33,6 +33,15 @@ def get_targets(tokens_BT: Tensor, n_vars: int) -> Tensor:
     return tokens_BT[:, n_vars :: n_vars + 1]
 
 
+def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:
+    """Every (u, s) of the curriculum: the stages one after another, or the mixture's combinations."""
+    if data.contexts == "stages":
+        return [(u, s) for _, u, s in data.stages]
+    if data.contexts == "mixture":
+        return [(u, s) for u in data.pools for s in data.slides]
+    return [(0, 0.0)]
+
+
 class Sampler:
     """Batches of one set of tasks and inputs.
 
@@ -51,8 +60,7 @@ class Sampler:
         self.device = torch.device(device)
         self.tasks_NK = torch.from_numpy(tasks).to(device)
         self.inputs_MK = torch.from_numpy(inputs).to(device)
-        # One row a pair (u, s): the stages one after another, or the mixture's combinations.
-        pairs = [(u, s) for _, u, s in data.stages] or [(u, s) for u in data.pools for s in data.slides] or [(0, 0.0)]
+        pairs = _list_pairs(data)
         self.pools = torch.tensor([u for u, _ in pairs], device=device)
         self.slides = torch.tensor([s for _, s in pairs], dtype=torch.float64, device=device)
         self.pool_width = max(data.n_examples, *(u for u, _ in pairs), 0)

@@ -66,9 +66,9 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, format_json(value))
 
 
-def format_json(value: Any) -> bytes:
-    """JSON text for a person to read, ending in a newline."""
-    return (json.dumps(value, indent=1) + "\n").encode()
+def format_json(value: Any, indent: int | None = 1) -> bytes:
+    """JSON text ending in a newline, for a person to read or, with indent=None, on one line."""
+    return (json.dumps(value, indent=indent) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

@@ -26,7 +26,10 @@ _RAW = "raw."
 
 
 def get_learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
-    """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, then the schedule."""
+    """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, then the schedule.
+
+    As in the released code, the schedule would reach its end at update number `steps`, one after the last.
+    """
     if step < optim.warmup_steps:
         return optim.lr * (optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps)
     if optim.schedule == "constant":

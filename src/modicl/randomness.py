@@ -61,6 +61,7 @@ def draw_bits(key: int, shape: tuple[int, ...], device: torch.device | str = "cp
     # int64's right shift keeps the sign, so the upper bits are masked off to make it a shift of unsigned numbers.
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MUL1)
     x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MUL2)
+    x = x ^ ((x >> 31) & (2**33 - 1))
     return ((x >> 32) & (2**32 - 1)).view(shape)
 
 

@@ -168,7 +168,7 @@ class Run:
         def fill(folder: Path) -> None:
             write_and_sync(folder / MODEL, save(_to_host(weights)))
             write_and_sync(folder / OPTIMIZER, save(_to_host(optimizer)))
-            write_and_sync(folder / META, format_json({"step": step, **meta}))
+            write_and_sync(folder / META, format_json({"step": step, **meta}, indent=None))
 
         write_folder(self._checkpoint_path(step), fill)
 
@@ -235,7 +235,7 @@ def create_run(path: Path, config: RunConfig, split: TaskSplit, environment: dic
         (temporary / "checkpoints").mkdir(parents=True)
         write_and_sync(temporary / "config.json", format_json(config.to_dict()))
         write_and_sync(temporary / "environment.json", format_json(environment))
-        write_and_sync(temporary / "split.json", (json.dumps(split.to_dict()) + "\n").encode())
+        write_and_sync(temporary / "split.json", format_json(split.to_dict(), indent=None))
         write_and_sync(temporary / "metrics.jsonl", b"")
         write_and_sync(temporary / "timing.jsonl", b"")
         os.rename(temporary, path)

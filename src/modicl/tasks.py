@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from modicl.config import SETS, ConfigError, RunConfig, UserError
-from modicl.randomness import Stream, draw_bits, draw_integers, draw_permutations, make_key
+from modicl.randomness import Stream, draw_integers, draw_permutations, make_key
 from modicl.residues import IntArray, index_vectors, make_vectors
 
 _QUICK_TRIES = 64
@@ -58,14 +59,27 @@ class TaskSplit:
         try:
             p = data["p"]
             names = ("pretrain_tasks", "ood_tasks", "train_inputs", "test_inputs")
-            tasks, ood, train, test = (np.array(data[name], dtype=np.int64) for name in names)
-            for one, other in ((tasks, ood), (train, test)):
-                both = np.sort(index_vectors(np.concatenate([one, other]), p))
-                if not np.array_equal(both, np.arange(p ** one.shape[1])):
-                    raise ValueError
-        except (TypeError, KeyError, ValueError, IndexError, OverflowError):
+            parts = [np.array(data[name]) for name in names]
+            if not (
+                isinstance(p, int)
+                and len({part.shape[1:] for part in parts}) == 1
+                and _is_partition(p, *parts[:2])
+                and _is_partition(p, *parts[2:])
+            ):
+                raise ValueError
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise ConfigError(f"{where} does not divide all tasks and all inputs into two parts each.") from None
+        tasks, ood, train, test = (part.astype(np.int64) for part in parts)
         return TaskSplit(p, tasks, ood, train, test)
+
+
+def _is_partition(p: int, one: IntArray, other: IntArray) -> bool:
+    """Whether two arrays of vectors together hold each of Z_p^n_vars once."""
+    both = np.concatenate([one, other])
+    if both.ndim != 2 or both.dtype.kind != "i" or len(both) != p ** both.shape[1]:
+        return False
+    in_range = both.min() >= 0 and both.max() < p
+    return bool(in_range) and len(np.unique(index_vectors(both, p))) == len(both)
 
 
 def make_split(config: RunConfig) -> TaskSplit:
@@ -101,32 +115,33 @@ def _choose_rectangles(p: int, n_vars: int, n_tasks: int, seed: int) -> IntArray
     for box in range(n_tasks // 2**n_vars):
         key = make_key(seed, box, Stream.PRETRAIN_TASKS)
         free = np.flatnonzero(~taken)
-        starts = free[draw_permutations(make_key(key, 0, 0), 1, len(free))[0].numpy()]
-        for attempt, start in enumerate(starts):
-            corner_key = make_key(key, 1, attempt)
-            first = start // places % p
-            # A few random opposite corners find a free box quickly; only then is every one of them looked at.
-            few = offsets[draw_integers(corner_key, (_QUICK_TRIES,), len(offsets)).numpy()]
-            corners = _first_free_box(first, few, mixed, places, taken, p)
-            if corners is None:
-                order = draw_bits(corner_key, (len(offsets),)).argsort(stable=True).numpy()
-                corners = _first_free_box(first, offsets[order], mixed, places, taken, p)
-            if corners is not None:
-                taken[corners] = True
-                chosen += corners.tolist()
-                break
-        else:
+        # Some random boxes at random corners: one of them is nearly always free, until most vectors are taken ...
+        starts = free[draw_integers(make_key(key, 0, 0), (_QUICK_TRIES,), len(free)).numpy()]
+        few = offsets[draw_integers(make_key(key, 1, 0), (_QUICK_TRIES,), len(offsets)).numpy()]
+        corners = _find_free_box(starts, few, mixed, places, taken)
+        if corners is None:
+            # ... and then every box at every corner, in a random order.
+            starts = free[draw_permutations(make_key(key, 2, 0), 1, len(free))[0].numpy()]
+            every = offsets[draw_permutations(make_key(key, 3, 0), 1, len(offsets))[0].numpy()]
+            corners = _find_free_box(starts, every, mixed, places, taken)
+        if corners is None:
             raise ConfigError(
                 f"The rectangle rule finds room for {len(chosen)} tasks at task.p={p} with seeds.tasks={seed}, not for "
                 f"{n_tasks}: take at most {len(chosen)}, another seed, or task.rule=random or mixed."
             )
+        taken[corners] = True
+        chosen += corners.tolist()
     return np.array(chosen, dtype=np.int64)
 
 
-def _first_free_box(
-    first: IntArray, offsets: IntArray, mixed: IntArray, places: IntArray, taken: IntArray, p: int
+def _find_free_box(
+    starts: IntArray, offsets: IntArray, mixed: IntArray, places: IntArray, taken: npt.NDArray[np.bool_]
 ) -> IntArray | None:
-    """Indices of the corners of the first box at `first`, among those reaching by `offsets`, that is wholly free."""
-    corners = ((first + mixed * offsets[:, None, :]) % p) @ places  # (offsets, corners)
-    free = np.flatnonzero(~taken[corners].any(axis=1))
-    return corners[free[0]] if len(free) else None
+    """Indices of the corners of the first box that is wholly free, over starts and, for each, opposite corners."""
+    p = len(taken) // places[0]
+    for start in starts:
+        corners = ((start // places % p + mixed * offsets[:, None, :]) % p) @ places  # (offsets, corners)
+        free = np.flatnonzero(~taken[corners].any(axis=1))
+        if len(free):
+            return corners[free[0]]
+    return None
