@@ -73,8 +73,8 @@ class Tap(nn.Module):
 class _Rotation(torch.autograd.Function):
     """Turn each adjacent pair of the last axis by an angle; the gradient turns back by the same.
 
-    Written as products of complex numbers in float32, which on a CPU takes a fifth of the time of strided real products
-    and half their memory traffic.
+    Written as products of complex numbers in float32: on a CPU a few times faster than strided real products
+    (benchmarks/kernels.py).
     """
 
     @staticmethod
@@ -144,7 +144,8 @@ class Attention(nn.Module):
     def _mix(self, q_BHQE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_QT: Tensor) -> Tensor:
         """Values averaged by the attention pattern, (B, H, Q, E)."""
         rate = self.dropout if self.training else 0.0
-        # On a CPU, the fused kernel's backward in bfloat16 is several times slower than plain matrix products.
+        # On a CPU in bfloat16, the fused kernel is several times slower than plain matrix products, because of its
+        # backward; in float32 it is the faster one (benchmarks/kernels.py).
         slow_kernel = q_BHQE.device.type == "cpu" and q_BHQE.dtype == torch.bfloat16
         if not (self.pattern.hooked or slow_kernel):
             mask = mask_QT.to(q_BHQE.dtype)

@@ -49,7 +49,8 @@ def tiny() -> RunConfig:
 
 
 def _paper(n_layers: int) -> RunConfig:
-    return RunConfig(model=ModelConfig(n_layers=n_layers, vocab_size=47), train=TrainConfig(eval_sequences=4096))
+    # Everything else is a default: those are the paper's.
+    return RunConfig(model=ModelConfig(n_layers=n_layers, vocab_size=47))
 
 
 def paper_d2() -> RunConfig:
