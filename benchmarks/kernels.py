@@ -66,7 +66,7 @@ def main() -> None:
     print(f"shape (B, H, T, E) {tuple(arguments.shape)}; forward and backward, ms\n")
     for dtype in (torch.float32, torch.bfloat16):
         q, k, v = (torch.randn(arguments.shape, device=device).to(dtype).requires_grad_() for _ in range(3))
-        phase = make_phases(arguments.shape[2], arguments.shape[3], 10_000.0, q.detach().float())
+        phase = make_phases(torch.arange(arguments.shape[2]), arguments.shape[3], 10_000.0, q.detach().float())
         pairs: tuple[dict[str, Callable[[], Tensor]], ...] = (
             {"RoPE, complex": lambda q=q, p=phase: rotate(q, p), "RoPE, real": lambda q=q, p=phase: rotate_real(q, p)},
             {

@@ -11,7 +11,8 @@ import torch
 from modicl import load_run, presets, train
 from modicl.cli import main
 from modicl.config import SETS
-from modicl.evaluation import ModelPredictor, evaluate
+from modicl.evaluation import evaluate
+from modicl.predictors import ModelPredictor
 from modicl.presets import PRESETS
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from modicl import evaluation, presets
 from modicl.config import SETS, RunConfig, replace_field
 from modicl.data import get_targets
-from modicl.evaluation import MONITOR, REPORT, ModelPredictor, count_report_sequences, evaluate
+from modicl.evaluation import MONITOR, REPORT, count_report_sequences, evaluate
 from modicl.model import GPT
+from modicl.predictors import ModelPredictor
 from modicl.tasks import make_split
 
 

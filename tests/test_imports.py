@@ -10,6 +10,7 @@ ROOMS = [
     ["config"],
     ["files", "environment", "metrics", "tasks", "model", "presets"],
     ["optim", "cost", "data"],
+    ["predictors"],
     ["evaluation", "runs"],
     ["training"],
     ["progress", "figures.style"],

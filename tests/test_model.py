@@ -219,7 +219,7 @@ def test_logits_depend_on_exactly_the_tokens_before_their_z(n_vars, all_position
 def test_products_of_rotated_vectors_depend_on_relative_position_alone(base):
     n_tokens, width = 12, 6
     q_E, k_E = torch.randn(2, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    phase_TE = make_phases(n_tokens, width, base, q_E)
+    phase_TE = make_phases(torch.arange(n_tokens), width, base, q_E)
     dots_TT = rotate(q_E.expand(n_tokens, width), phase_TE) @ rotate(k_E.expand(n_tokens, width), phase_TE).T
     for i in range(n_tokens):
         for j in range(n_tokens):
@@ -234,18 +234,18 @@ def test_phases_are_the_formula_and_lose_no_digits_at_long_contexts():
     n_tokens, width, base = 20_000, 8, 10_000.0
     angle_TE = np.arange(n_tokens)[:, None] * base ** (-2 * np.arange(width // 2) / width)
     expected = np.exp(1j * angle_TE)
-    double = make_phases(n_tokens, width, base, torch.zeros(1, dtype=torch.float64))
+    double = make_phases(torch.arange(n_tokens), width, base, torch.zeros(1, dtype=torch.float64))
     assert double.dtype == torch.complex128
     assert np.abs(double.numpy() - expected).max() < 1e-10
     for dtype in (torch.float32, torch.bfloat16):
-        single = make_phases(n_tokens, width, base, torch.zeros(1, dtype=dtype))
+        single = make_phases(torch.arange(n_tokens), width, base, torch.zeros(1, dtype=dtype))
         assert single.dtype == torch.complex64
         assert np.abs(single.numpy() - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "heads_moved", "last_axis_strided", "expanded"])
 def test_gradients_of_rotate_pass_finite_differences(layout):
-    phase_TE = make_phases(5, 4, 10.0, torch.zeros(1, dtype=torch.float64))
+    phase_TE = make_phases(torch.arange(5), 4, 10.0, torch.zeros(1, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
 
@@ -268,8 +268,8 @@ def test_gradients_of_rotate_pass_finite_differences(layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotate_keeps_the_precision_it_is_given(dtype):
     x = torch.randn(3, 50, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = rotate(x.double(), make_phases(50, 8, 10_000.0, x.double()))
-    turned = rotate(x, make_phases(50, 8, 10_000.0, x))
+    expected = rotate(x.double(), make_phases(torch.arange(50), 8, 10_000.0, x.double()))
+    turned = rotate(x, make_phases(torch.arange(50), 8, 10_000.0, x))
     assert turned.dtype == dtype
     assert_close(turned.double(), expected, 4 * torch.finfo(dtype).eps)
 
@@ -648,6 +648,6 @@ def test_parameter_count_of_every_kind(activation, mlp_matrices, mlp_width, tied
 
 def test_rotate_takes_tensors_of_any_layout():
     storage = torch.randn(2, 5, 5, dtype=torch.float64)
-    phases = make_phases(5, 4, 10_000.0, storage)
+    phases = make_phases(torch.arange(5), 4, 10_000.0, storage)
     for odd in (storage[..., 1:], storage[..., :4], storage.transpose(1, 2)[..., :4]):
         assert torch.equal(rotate(odd, phases), rotate(odd.clone(memory_format=torch.contiguous_format), phases))

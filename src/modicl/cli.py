@@ -218,7 +218,8 @@ def run_train(given: tuple[str | None, Train]) -> int:
 def run_evaluate(args: Evaluate) -> int:
     """modicl evaluate."""
     from modicl.environment import resolve_device
-    from modicl.evaluation import ModelPredictor, evaluate
+    from modicl.evaluation import evaluate
+    from modicl.predictors import ModelPredictor
     from modicl.runs import load_run
 
     if args.sequences < 2:

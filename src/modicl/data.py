@@ -33,6 +33,11 @@ def get_targets(tokens_BT: Tensor, n_vars: int) -> Tensor:
     return tokens_BT[:, n_vars :: n_vars + 1]
 
 
+def get_inputs(tokens_BT: Tensor, n_vars: int) -> Tensor:
+    """The inputs of each sequence's examples, (B, S, K)."""
+    return tokens_BT.unflatten(1, (-1, n_vars + 1))[..., :n_vars]
+
+
 def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:
     """Every (u, s) of the curriculum: the stages one after another, or the mixture's combinations."""
     if data.contexts == "stages":

@@ -1,22 +1,19 @@
 """Score a predictor on the four sets.
 
-A predictor is anything with `logits(tokens) -> (B, S, p)`: for every z, a score of each number given all before it. The
-trained model is one (`ModelPredictor`). Contexts are uniform, every sequence has inputs of its own, and every task of a
-set has equally many sequences up to one.
+Contexts are uniform, every sequence has inputs of its own, and every task of a set has equally many sequences up to
+one.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from modicl.config import SETS, RunConfig
 from modicl.data import get_targets, make_evaluation_sampler
 from modicl.metrics import Scores, Tally
-from modicl.model import GPT
+from modicl.predictors import Predictor
 from modicl.tasks import TaskSplit
 
 MONITOR, REPORT = 0, 1
@@ -25,33 +22,6 @@ chosen on the first is not flattered by the second."""
 
 _CHUNK_TOKENS = 2**16
 """Tokens a forward pass takes at once: enough to fill a GPU, within a laptop's memory."""
-
-
-class Predictor(Protocol):
-    """What an evaluation calls."""
-
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """Scores of the numbers 0 to p - 1 for every z, (B, S, p), from int64 tokens (B, T)."""
-        ...
-
-
-class ModelPredictor:
-    """A trained model as a predictor, its matrix products in the given type."""
-
-    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
-        self.model = model
-        self.dtype = dtype
-
-    @torch.no_grad()
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """Logits of the p numbers, (B, S, p) float32; further tokens of the vocabulary are left out."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                return self.model(tokens_BT)[..., : self.model.p].float()
-        finally:
-            self.model.train(training)
 
 
 def count_report_sequences(n_tasks: int, at_least: int) -> int:

@@ -101,11 +101,11 @@ def _turn(x: Tensor, phase: Tensor) -> Tensor:
     return torch.view_as_real(pairs * phase).flatten(-2).to(x.dtype)
 
 
-def make_phases(n_tokens: int, head_width: int, base: float, like: Tensor) -> Tensor:
-    """RoPE's rotations exp(i t base^(-2j / E)), complex (T, E / 2), on the device of `like` and as precise as it."""
+def make_phases(places_T: Tensor, head_width: int, base: float, like: Tensor) -> Tensor:
+    """RoPE's rotations exp(i t base^(-2j / E)) at positions t, complex (T, E / 2), as precise as `like`."""
     # Angles in float64: at long contexts float32 would lose digits of t base^(-2j / E).
     j = torch.arange(0, head_width, 2, dtype=torch.float64, device=like.device)
-    angle_TE = torch.arange(n_tokens, dtype=torch.float64, device=like.device)[:, None] * base ** (-j / head_width)
+    angle_TE = places_T.double()[:, None] * base ** (-j / head_width)
     phase_TE = torch.polar(torch.ones_like(angle_TE), angle_TE)
     return phase_TE.to(torch.complex128 if like.dtype == torch.float64 else torch.complex64)
 
@@ -243,18 +243,48 @@ class GPT(nn.Module):
         alone; `all_positions` computes it everywhere, for the same logits.
         """
         n_tokens = tokens_BT.shape[1]
-        everywhere = slice(None)
         before_z = slice(self.n_vars - 1, None, self.n_vars + 1)
+        places_T = torch.arange(n_tokens, device=tokens_BT.device)
+        hidden_TT = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=tokens_BT.device).triu(1)
+        return self._run(tokens_BT, places_T, hidden_TT, before_z, all_positions)
+
+    def forward_branches(self, context_BT: Tensor, queries_QK: Tensor, shots_Q: Tensor) -> Tensor:
+        """Logits of z for query q after the first shots_Q[q] examples of each context, (B, Q, V).
+
+        As if each query followed the shortened context by itself, but in one pass: the queries' tokens come after the
+        whole context, at the positions they would have, and see only the examples that are theirs.
+        """
+        device = context_BT.device
+        n_context, n_queries = context_BT.shape[1], len(queries_QK)
+        tokens_BT = torch.cat([context_BT, queries_QK.flatten().expand(len(context_BT), -1)], dim=1)
+        seen_Q = shots_Q * (self.n_vars + 1)
+        within_K = torch.arange(self.n_vars, device=device)
+        context_T = torch.arange(n_context, device=device)
+        places_T = torch.cat([context_T, (seen_Q[:, None] + within_K).flatten()])
+        # Which query a token belongs to (none: the context), and how many tokens of the context it sees.
+        query_T = torch.arange(n_queries, device=device).repeat_interleave(self.n_vars)
+        query_T = torch.cat([torch.full_like(context_T, -1), query_T])
+        sees_T = torch.cat([context_T + 1, seen_Q.repeat_interleave(self.n_vars)])
+        order_T = torch.arange(len(places_T), device=device)
+        own_TT = (query_T[:, None] == query_T) & (order_T <= order_T[:, None])
+        context_TT = (query_T == -1) & (order_T < sees_T[:, None])
+        read = slice(n_context + self.n_vars - 1, None, self.n_vars)
+        return self._run(tokens_BT, places_T, ~(own_TT | context_TT), read, all_positions=False)
+
+    def _run(self, tokens_BT: Tensor, places_T: Tensor, hidden_TT: Tensor, read: slice, all_positions: bool) -> Tensor:
+        """Logits at the tokens `read`, with RoPE's positions, and what each token does not see, as given."""
+        everywhere = slice(None)
         x_BTD = self.embed(F.dropout(self.tok_embed(tokens_BT), self.dropout, self.training))
-        phase_TE = make_phases(n_tokens, self.head_width, self.rope_base, x_BTD)
-        mask_TT = torch.full((n_tokens, n_tokens), -math.inf, dtype=x_BTD.dtype, device=x_BTD.device).triu(1)
+        phase_TE = make_phases(places_T, self.head_width, self.rope_base, x_BTD)
+        mask_TT = torch.zeros(hidden_TT.shape, dtype=x_BTD.dtype, device=x_BTD.device)
+        mask_TT.masked_fill_(hidden_TT, -math.inf)
         *first, last = self.blocks
         for block in first:
             x_BTD = block(x_BTD, phase_TE, mask_TT, everywhere)
         if all_positions:
-            x_BSD = last(x_BTD, phase_TE, mask_TT, everywhere)[:, before_z]
+            x_BSD = last(x_BTD, phase_TE, mask_TT, everywhere)[:, read]
         else:
-            x_BSD = last(x_BTD, phase_TE, mask_TT[before_z], before_z)
+            x_BSD = last(x_BTD, phase_TE, mask_TT[read], read)
         x_BSD = self.ln_final(x_BSD)
         head = self.tok_embed.weight if self.head is None else self.head.weight
         return self.logits(F.linear(x_BSD, head))

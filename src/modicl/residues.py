@@ -42,3 +42,20 @@ def find_multiples(vectors: IntArray, p: int) -> tuple[IntArray, IntArray]:
     for row, found in zip(table, rows, strict=True):
         row[: len(found)] = found
     return table, counts
+
+
+def make_inverses(p: int) -> IntArray:
+    """1 / c mod p at position c, and 0 at 0, int64 (p,); p has to be prime."""
+    return np.array([0] + [pow(c, -1, p) for c in range(1, p)], dtype=np.int64)
+
+
+def make_lines(p: int, n_vars: int) -> tuple[IntArray, IntArray]:
+    """The line through the origin that every vector lies on, and where on it; p has to be prime.
+
+    Two int64 (p^n_vars,), by lexicographic index: vector v is scale[v] times the vector with index line[v], whose first
+    entry that is not 0 is 1. The zero vector, which lies on every line, has line 0 and scale 0.
+    """
+    vectors = make_vectors(p, n_vars)
+    scale = vectors[np.arange(len(vectors)), (vectors != 0).argmax(axis=1)]
+    line = index_vectors(make_inverses(p)[scale][:, None] * vectors % p, p)
+    return line, scale

@@ -24,11 +24,12 @@ from modicl.config import MEASURES, RunConfig, UserError
 from modicl.cost import estimate_disk_use, format_bytes
 from modicl.data import get_targets, make_train_sampler
 from modicl.environment import describe_environment, resolve_device, resolve_dtype
-from modicl.evaluation import MONITOR, ModelPredictor, evaluate
+from modicl.evaluation import MONITOR, evaluate
 from modicl.files import append_line, explain_os_errors, write_json
 from modicl.metrics import measure_loss
 from modicl.model import GPT
 from modicl.optim import Optimizer, get_learning_rate
+from modicl.predictors import ModelPredictor
 from modicl.randomness import Stream, make_key
 from modicl.runs import (
     SUMMARY,

@@ -1,0 +1,295 @@
+"""What answers a context: a trained model, and the exact learners that it is compared with.
+
+Every predictor has `logits(tokens) -> (B, S, p)`: scores of the numbers 0 to p - 1 for every z, given all before it.
+Those of the exact learners are log-probabilities (-inf where they rule a number out):
+
+- `IdealLearner`: Bayes over all p^n_vars tasks, `PretrainLearner`: Bayes over the pre-training tasks alone.
+- `RatioMatching`: z = c z_i where the query is c times a shown input (x_i, y_i).
+- `ModularRegression`: the answer that linear combinations of the examples fix.
+- `Copy`: the answer shown for the same input; `LastTarget`: the last z; `Chance`.
+
+The zero input is c = 0 times anything and the empty linear combination: `RatioMatching` and `ModularRegression` answer
+it by 0, with no example needed, and learn nothing from it.
+
+Where examples contradict each other (wrong labels), the Bayes learners weigh tasks by the labels they explain, under a
+stated rate of wrong ones. `RatioMatching` and `Copy` go by the earliest example that applies, `ModularRegression` by
+the earliest linearly independent ones.
+
+Shapes: B sequences, S examples, T = S (K + 1) tokens, K = n_vars, N tasks, V = p numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modicl.config import UserError, suggest
+from modicl.data import get_inputs, get_targets
+from modicl.model import GPT
+from modicl.residues import IntArray, is_prime, make_inverses, make_lines, make_vectors
+from modicl.tasks import TaskSplit
+
+_CHUNK = 2**20
+"""Numbers (sequences x examples x tasks) that a Bayes learner holds at once: they stay in a CPU's cache."""
+
+_LARGEST_TABLE = 2**23
+"""Answers (inputs x tasks) that a Bayes learner looks up; more are computed each time."""
+
+
+class Predictor(Protocol):
+    """What an evaluation calls."""
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Scores of the numbers 0 to p - 1 for every z, (B, S, p), from int64 tokens (B, T)."""
+        ...
+
+
+class ModelPredictor:
+    """A trained model as a predictor, its matrix products in the given type."""
+
+    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits of the p numbers, (B, S, p) float32; further tokens of the vocabulary are left out."""
+        return self._call(tokens_BT.device, lambda: self.model(tokens_BT))
+
+    @torch.no_grad()
+    def branch_logits(self, context_BT: Tensor, queries_QK: Tensor, shots_Q: Tensor) -> Tensor:
+        """Logits of z for each query after the first shots_Q examples of each context, (B, Q, p) float32."""
+        return self._call(context_BT.device, lambda: self.model.forward_branches(context_BT, queries_QK, shots_Q))
+
+    def _call(self, device: torch.device, forward: Callable[[], Tensor]) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                return forward()[..., : self.model.p].float()
+        finally:
+            self.model.train(training)
+
+
+class _Exact:
+    """What the exact learners share: p, n_vars, and tables that follow the tokens to their device."""
+
+    def __init__(self, p: int, n_vars: int) -> None:
+        if p < 2 or n_vars < 1:
+            raise UserError(f"p is {p} and n_vars {n_vars}; a predictor needs p >= 2 and n_vars >= 1.")
+        self.p = p
+        self.n_vars = n_vars
+        self._tables: dict[str, Tensor] = {}
+
+    def _add_table(self, name: str, values: IntArray) -> None:
+        self._tables[name] = torch.from_numpy(values)
+
+    def _get_table(self, name: str, device: torch.device) -> Tensor:
+        if self._tables[name].device != device:
+            self._tables[name] = self._tables[name].to(device)
+        return self._tables[name]
+
+    def _index_inputs(self, tokens_BT: Tensor) -> Tensor:
+        """Lexicographic index of every example's input, (B, S)."""
+        index_BS = torch.zeros_like(get_targets(tokens_BT, self.n_vars))
+        for x_BS in get_inputs(tokens_BT, self.n_vars).unbind(-1):
+            index_BS = index_BS * self.p + x_BS
+        return index_BS
+
+    def _answer(self, answer_BS: Tensor, known_BS: Tensor) -> Tensor:
+        """Log-probabilities that are certain of `answer_BS` where it is known, and uniform elsewhere, (B, S, V)."""
+        certain_BSV = F.one_hot(answer_BS, self.p).float().log()
+        return torch.where(known_BS[..., None], certain_BSV, -math.log(self.p))
+
+    def _need_prime(self) -> None:
+        if not is_prime(self.p):
+            raise UserError(
+                f"{type(self).__name__} divides by numbers mod p and {self.p} is not prime: take a prime p, or compare "
+                "with the ideal, pretrain, copy, last or chance predictors."
+            )
+
+
+class _BayesLearner(_Exact):
+    """The posterior over given tasks, from a uniform prior, as a distribution over the true z of every query."""
+
+    def __init__(self, tasks: IntArray, p: int, noise: float) -> None:
+        super().__init__(p, tasks.shape[1])
+        if not 0 <= noise < 1:
+            raise UserError(f"noise is {noise}; the rate of wrong labels is at least 0 and less than 1.")
+        if len(tasks) == 0 or tasks.min() < 0 or tasks.max() >= p:
+            raise UserError(f"A learner's tasks are vectors of numbers from 0 to p - 1 = {p - 1}, at least one.")
+        self.noise = noise
+        self._add_table("tasks", tasks)
+        if len(tasks) * p**self.n_vars <= _LARGEST_TABLE:
+            self._add_table("answers", make_vectors(p, self.n_vars) @ tasks.T % p)
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        n_examples = tokens_BT.shape[1] // (self.n_vars + 1)
+        rows = max(1, _CHUNK // (n_examples * len(self._tables["tasks"])))
+        return torch.cat([self._predict(chunk_BT) for chunk_BT in tokens_BT.split(rows)])
+
+    def _predict(self, tokens_BT: Tensor) -> Tensor:
+        answer_BSN = self._answer_all(tokens_BT)
+        match_BSN = answer_BSN == get_targets(tokens_BT, self.n_vars)[..., None]
+        # Labels that a task explains, of the examples before this one: all there is to know about the context.
+        fit_BSN = match_BSN.cumsum(1, dtype=torch.float32) - match_BSN.float()
+        if self.noise == 0:
+            # The limit of a rate that goes to 0: tasks that explain the most labels, which is all where any does so.
+            weight_BSN = (fit_BSN == fit_BSN.amax(-1, keepdim=True)).float()
+        else:
+            log_odds = math.log((1 - self.noise) * (self.p - 1) / self.noise)
+            weight_BSN = (log_odds * fit_BSN).softmax(-1)
+        mass_BSV = weight_BSN.new_zeros(*answer_BSN.shape[:2], self.p).scatter_add_(-1, answer_BSN, weight_BSN)
+        return (mass_BSV / mass_BSV.sum(-1, keepdim=True)).log()
+
+    def _answer_all(self, tokens_BT: Tensor) -> Tensor:
+        """The z that every task has for every example's input, (B, S, N)."""
+        if "answers" in self._tables:
+            return self._get_table("answers", tokens_BT.device)[self._index_inputs(tokens_BT)]
+        tasks_NK = self._get_table("tasks", tokens_BT.device)
+        answer_BSN = torch.zeros((), dtype=torch.int64, device=tokens_BT.device)
+        # No matrix product: there is none of integers on a GPU.
+        for x_BS, a_N in zip(get_inputs(tokens_BT, self.n_vars).unbind(-1), tasks_NK.unbind(-1), strict=True):
+            answer_BSN = answer_BSN + x_BS[..., None] * a_N
+        return answer_BSN % self.p
+
+
+class IdealLearner(_BayesLearner):
+    """Knows that the task is one of all p^n_vars, equally likely: nothing that sees the context alone does better.
+
+    `noise` is the chance that a shown label was replaced by one of the p - 1 wrong ones, each equally likely; 0 is the
+    limit of small rates, which is the exact posterior where some task explains every label.
+    """
+
+    def __init__(self, p: int = 29, n_vars: int = 2, noise: float = 0.0) -> None:
+        super().__init__(make_vectors(p, n_vars), p, noise)
+
+
+class PretrainLearner(_BayesLearner):
+    """Knows that the task is one of the pre-training tasks (N, n_vars): the perfect memorizer of tasks.
+
+    On another task it goes by the pre-training tasks that explain the most labels (see `IdealLearner` for `noise`).
+    """
+
+    def __init__(self, tasks: IntArray, p: int = 29, noise: float = 0.0) -> None:
+        super().__init__(tasks, p, noise)
+
+
+class RatioMatching(_Exact):
+    """z = c z_i where the query is c times a shown input, the earliest such; uniform elsewhere (the paper)."""
+
+    def __init__(self, p: int = 29, n_vars: int = 2) -> None:
+        super().__init__(p, n_vars)
+        self._need_prime()
+        line, scale = make_lines(p, n_vars)
+        self._add_table("line", line)
+        self._add_table("scale", scale)
+        self._add_table("inverse", make_inverses(p))
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        line, scale, inverse = (self._get_table(name, tokens_BT.device) for name in ("line", "scale", "inverse"))
+        index_BS = self._index_inputs(tokens_BT)
+        scale_BS = scale[index_BS]
+        # An example's answer at its line's first vector, from which those of the whole line follow.
+        unit_BS = get_targets(tokens_BT, self.n_vars) * inverse[scale_BS] % self.p
+        first_BS, found_BS = _find_first(line[index_BS], scale_BS != 0)
+        return self._answer(unit_BS.gather(1, first_BS) * scale_BS % self.p, found_BS | (scale_BS == 0))
+
+
+class ModularRegression(_Exact):
+    """The answer that is a linear combination of the examples' where the query is one of their inputs; else uniform.
+
+    On examples of one line it is `RatioMatching`; on labels without errors it is `IdealLearner`, found by elimination.
+    """
+
+    def __init__(self, p: int = 29, n_vars: int = 2) -> None:
+        super().__init__(p, n_vars)
+        self._need_prime()
+        self._add_table("inverse", make_inverses(p))
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        inverse, n_vars = self._get_table("inverse", tokens_BT.device), self.n_vars
+        inputs_BSK, targets_BS = get_inputs(tokens_BT, n_vars), get_targets(tokens_BT, n_vars)
+        # Gaussian elimination, shot by shot. Row c, if there is one, begins with c zeros and a one and ends in its z.
+        rows = [torch.zeros_like(tokens_BT[:, : n_vars + 1]) for _ in range(n_vars)]
+        answers, known = [], []
+        for x_BK, z_B in zip(inputs_BSK.unbind(1), targets_BS.unbind(1), strict=True):
+            rest_BK1 = F.pad(x_BK, (0, 1))
+            for c, row_BK1 in enumerate(rows):
+                rest_BK1 = (rest_BK1 - rest_BK1[:, c, None] * row_BK1) % self.p
+            answers.append(-rest_BK1[:, -1] % self.p)
+            known.append((rest_BK1[:, :-1] == 0).all(1))
+            rest_BK1[:, -1] = (rest_BK1[:, -1] + z_B) % self.p
+            is_new_B = ~known[-1]
+            for c, row_BK1 in enumerate(rows):
+                takes_B = is_new_B & (rest_BK1[:, c] != 0)
+                scaled_BK1 = rest_BK1 * inverse[rest_BK1[:, c]][:, None] % self.p
+                rows[c] = torch.where(takes_B[:, None], scaled_BK1, row_BK1)
+                is_new_B = is_new_B & ~takes_B
+        return self._answer(torch.stack(answers, 1), torch.stack(known, 1))
+
+
+class Copy(_Exact):
+    """The z first shown for the same input; uniform where it was not shown."""
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        index_BS = self._index_inputs(tokens_BT)
+        first_BS, found_BS = _find_first(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
+        return self._answer(get_targets(tokens_BT, self.n_vars).gather(1, first_BS), found_BS)
+
+
+class LastTarget(_Exact):
+    """The z of the example before; uniform at 0 shots."""
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        targets_BS = get_targets(tokens_BT, self.n_vars)
+        known_BS = torch.ones_like(targets_BS, dtype=torch.bool)
+        known_BS[:, 0] = False
+        return self._answer(targets_BS.roll(1, dims=1), known_BS)
+
+
+class Chance(_Exact):
+    """Every number equally likely."""
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        targets_BS = get_targets(tokens_BT, self.n_vars)
+        return self._answer(targets_BS, torch.zeros_like(targets_BS, dtype=torch.bool))
+
+
+def _find_first(label_BS: Tensor, counts_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """For each example the first before it that counts and has its label (0 if there is none), and whether there is."""
+    same_BSS = (label_BS[:, :, None] == label_BS[:, None, :]) & counts_BS[:, None, :]
+    same_BSS = same_BSS.tril(-1)
+    return same_BSS.int().argmax(-1), same_BSS.any(-1)
+
+
+PREDICTORS: dict[str, Callable[[TaskSplit, float], Predictor]] = {
+    "ideal": lambda split, noise: IdealLearner(split.p, split.n_vars, noise),
+    "pretrain": lambda split, noise: PretrainLearner(split.pretrain_tasks, split.p, noise),
+    "ratio": lambda split, _: RatioMatching(split.p, split.n_vars),
+    "regression": lambda split, _: ModularRegression(split.p, split.n_vars),
+    "copy": lambda split, _: Copy(split.p, split.n_vars),
+    "last": lambda split, _: LastTarget(split.p, split.n_vars),
+    "chance": lambda split, _: Chance(split.p, split.n_vars),
+}
+"""The exact learners by their names on the command line, made for a run's split and a rate of wrong labels."""
+
+
+def make_predictor(name: str, split: TaskSplit, noise: float = 0.0) -> Predictor:
+    """The exact learner of this name for a run's tasks. Raises `UserError` if there is none or p rules it out."""
+    if name not in PREDICTORS:
+        raise UserError(
+            f"There is no predictor {name!r}: take some of {', '.join(PREDICTORS)}.{suggest(name, PREDICTORS)}"
+        )
+    return PREDICTORS[name](split, noise)
