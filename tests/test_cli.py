@@ -41,7 +41,7 @@ def modicl(monkeypatch, capsys):
 def test_help_of_every_command(modicl):
     code, out, _ = modicl("--help")
     assert code == 0
-    for command in ("train", "evaluate", "figure", "presets"):
+    for command in ("train", "evaluate", "corrupt", "figure", "presets"):
         assert f"  {command} " in out
         code, out_command, _ = modicl(command, "--help")
         assert code == 0
@@ -155,7 +155,7 @@ BAD_READING = {
     "no such checkpoint": (["evaluate", "{run}", "--checkpoint", "17"], "take latest, best or one of its steps, 0, 1"),
     "not a checkpoint": (["evaluate", "{run}", "--checkpoint", "newest"], "has no checkpoint 'newest'"),
     "too few sequences": (["evaluate", "{run}", "--sequences", "1"], "at least 2"),
-    "no evaluation yet": (["figure", "shots", "{run}", "--checkpoint", "4"], "has no evaluation of step 4 yet"),
+    "no evaluation yet": (["figure", "shots", "{run}", "--checkpoint", "4"], "has no evaluation step_4 yet"),
     "unknown device": (["evaluate", "{run}", "--device", "gpu"], "take auto, cpu, cuda or cuda:N"),
     "unknown option": (["evaluate", "{run}", "--checkpoints", "1"], "Did you mean --checkpoint?"),
 }

@@ -38,7 +38,7 @@ def test_curves_show_every_set_at_every_evaluation(log):
 
 
 def test_shots_show_every_set_at_every_shot():
-    figure = plot_shots(make_table(), p=7)
+    figure = plot_shots(make_table(), p=7, n_trained=8)
     for axes in figure.axes:
         assert [np.asarray(curve.get_xdata()).tolist() for curve in axes.lines[:4]] == [list(range(8))] * 4
 
@@ -46,7 +46,7 @@ def test_shots_show_every_set_at_every_shot():
 def test_files_are_vector_and_png_and_the_same_twice(tmp_path):
     before = dict(mpl.rcParams)
     for folder in ("a", "b"):
-        files = save_figure(plot_shots(make_table(), p=7), tmp_path / folder / "x")
+        files = save_figure(plot_shots(make_table(), p=7, n_trained=8), tmp_path / folder / "x")
         assert [file.name for file in files] == ["x.pdf", "x.png"]
     assert (tmp_path / "a" / "x.pdf").read_bytes() == (tmp_path / "b" / "x.pdf").read_bytes()
     assert dict(mpl.rcParams) == before

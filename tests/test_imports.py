@@ -12,10 +12,12 @@ ROOMS = [
     ["optim", "cost", "data"],
     ["predictors"],
     ["evaluation", "runs"],
-    ["training"],
+    ["comparison", "kshot", "corruption", "training"],
     ["progress", "figures.style"],
-    ["figures.curves", "figures.shots"],
-    ["cli"],
+    [f"figures.{name}" for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption")],
+    ["cli.parsing"],
+    ["cli.tables"],
+    ["cli.train", "cli.evaluate", "cli.figure"],
     ["__main__"],
 ]
 PACKAGE = Path(modicl.__file__).parent

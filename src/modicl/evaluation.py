@@ -7,8 +7,10 @@ one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from modicl.config import SETS, RunConfig
 from modicl.data import get_targets, make_evaluation_sampler
@@ -29,6 +31,24 @@ def count_report_sequences(n_tasks: int, at_least: int) -> int:
     return math.ceil(at_least / n_tasks) * n_tasks
 
 
+def iterate_chunks(
+    config: RunConfig,
+    split: TaskSplit,
+    name: str,
+    n_sequences: int,
+    device: torch.device | str = "cpu",
+    contexts: int = REPORT,
+) -> Iterator[Tensor]:
+    """The sequences that score one of the four sets, a forward pass's worth of tokens (B, T) at a time.
+
+    `contexts` is REPORT (at least n_sequences in all, every task of the set equally often) or MONITOR (n_sequences).
+    """
+    n_tasks = len(split.get(name)[0])
+    count = count_report_sequences(n_tasks, n_sequences) if contexts == REPORT else n_sequences
+    tokens_BT = make_evaluation_sampler(config, split, name, count, contexts, device).batch(0)
+    yield from tokens_BT.split(max(1, _CHUNK_TOKENS // tokens_BT.shape[1]))
+
+
 def evaluate(
     predictor: Predictor,
     config: RunConfig,
@@ -37,17 +57,11 @@ def evaluate(
     device: torch.device | str = "cpu",
     contexts: int = REPORT,
 ) -> dict[str, Scores]:
-    """Scores on each of the four sets, from at least `n_sequences` sequences a set when reporting.
-
-    `contexts` is REPORT (every task of the set equally often) or MONITOR (just n_sequences of them).
-    """
+    """Scores on each of the four sets, on the sequences of `iterate_chunks`."""
     scores = {}
     for name in SETS:
-        n_tasks = len(split.get(name)[0])
-        count = count_report_sequences(n_tasks, n_sequences) if contexts == REPORT else n_sequences
-        tokens_BT = make_evaluation_sampler(config, split, name, count, contexts, device).batch(0)
         tally = Tally()
-        for chunk_BT in tokens_BT.split(max(1, _CHUNK_TOKENS // tokens_BT.shape[1])):
-            tally.add(predictor.logits(chunk_BT), get_targets(chunk_BT, split.n_vars))
+        for tokens_BT in iterate_chunks(config, split, name, n_sequences, device, contexts):
+            tally.add(predictor.logits(tokens_BT), get_targets(tokens_BT, split.n_vars))
         scores[name] = tally.score()
     return scores

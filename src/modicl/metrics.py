@@ -10,9 +10,11 @@ Shape legend: B sequences, S examples, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -56,8 +58,13 @@ def estimate_share(correct: int, n: int) -> Estimate:
 
 
 def estimate_mean(total: float, total_of_squares: float, n: int) -> Estimate:
-    """The mean total / n with the normal interval from the sample variance; n = 1 has an infinite one."""
+    """The mean total / n with the normal interval from the sample variance; n = 1 has an infinite one.
+
+    An infinite total (the loss of one who ruled out what was true) is a mean without an interval.
+    """
     mean = total / n
+    if math.isinf(total):
+        return Estimate(mean, mean, mean, n)
     if n == 1:
         return Estimate(mean, -math.inf, math.inf, n)
     variance = max(0.0, (total_of_squares - total * mean) / (n - 1))
@@ -72,11 +79,11 @@ class Tally:
         self.n = 0
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, logits_BSV: Tensor, targets_BS: Tensor) -> None:
-        """Count these answers; logits of any float type, targets int64."""
+    def add(self, logits_BSV: Tensor, targets_BS: Tensor, answers_BS: Tensor | None = None) -> None:
+        """Count these answers, by default the likeliest numbers; logits of any float type, targets int64."""
         loss_BS = F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten(), reduction="none")
         loss_BS = loss_BS.view(targets_BS.shape).double()
-        correct_BS = logits_BSV.argmax(-1) == targets_BS
+        correct_BS = (logits_BSV.argmax(-1) if answers_BS is None else answers_BS) == targets_BS
         correct_B = correct_BS.sum(1)
         sums = {
             "correct_S": correct_BS.sum(0),
@@ -106,3 +113,68 @@ class Tally:
 def measure_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """The training loss: mean cross-entropy over all z, in float32, a scalar on the device."""
     return F.cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten())
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """A ratio over whole sequences and by shot (or group); None where there was nothing to count."""
+
+    overall: Estimate | None
+    by_shot: list[Estimate | None]
+
+
+def estimate_ratio(sums: Sequence[float], n: int) -> Estimate | None:
+    """sum y / sum w over n independent pairs (y, w), with the ratio estimator's normal interval (Cochran, 1977, 6.3).
+
+    `sums` are those of y, w, y^2, y w and w^2. None where sum w is 0.
+    """
+    y, w, yy, yw, ww = sums
+    if w == 0:
+        return None
+    ratio = y / w
+    if n == 1:
+        return Estimate(ratio, -math.inf, math.inf, n)
+    variance = max(0.0, yy - 2 * ratio * yw + ratio * ratio * ww) / (w * w) * n / (n - 1)
+    half = Z95 * math.sqrt(variance)
+    return Estimate(ratio, ratio - half, ratio + half, n)
+
+
+class RatioTally:
+    """Running sums for ratios sum y / sum w, of a sequence's shots (or groups of them) and of all of it.
+
+    With `share`, y and w are counts, y at most w, and shots to which a sequence adds one at most get Wilson's interval.
+    Everywhere else the sequence is the unit, as its answers depend on each other.
+    """
+
+    def __init__(self, share: bool = False) -> None:
+        self.share = share
+        self.n = 0
+        self._at_most_one = True
+        self._sums_5S: Tensor | None = None
+
+    def add(self, y_BS: Tensor, w_BS: Tensor | None = None) -> None:
+        """Count these; without w, every shot weighs 1."""
+        y_BS = y_BS.double()
+        w_BS = torch.ones_like(y_BS) if w_BS is None else w_BS.double()
+        self._at_most_one &= bool((w_BS <= 1).all())
+        # The whole sequence goes last, as one more shot.
+        y_BS, w_BS = (torch.cat([x_BS, x_BS.sum(1, keepdim=True)], dim=1) for x_BS in (y_BS, w_BS))
+        products = (y_BS, w_BS, y_BS * y_BS, y_BS * w_BS, w_BS * w_BS)
+        sums_5S = torch.stack([x_BS.sum(0) for x_BS in products])
+        self._sums_5S = sums_5S if self._sums_5S is None else self._sums_5S + sums_5S
+        self.n += len(y_BS)
+
+    def score(self) -> Ratios:
+        """The ratios of all that was added."""
+        assert self._sums_5S is not None
+        *by_shot, overall = (self._estimate(sums, self.n) for sums in self._sums_5S.T.tolist())
+        if self.share and self._at_most_one:
+            counts = self._sums_5S[:2, :-1].T.round().long().tolist()
+            by_shot = [estimate_share(y, w) if w else None for y, w in counts]
+        return Ratios(overall, by_shot)
+
+    def _estimate(self, sums: list[float], n: int) -> Estimate | None:
+        estimate = estimate_ratio(sums, n)
+        if estimate is None or not self.share:
+            return estimate
+        return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), n)

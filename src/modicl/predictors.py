@@ -31,6 +31,7 @@ from torch import Tensor
 from modicl.config import UserError, suggest
 from modicl.data import get_inputs, get_targets
 from modicl.model import GPT
+from modicl.randomness import draw_bits
 from modicl.residues import IntArray, is_prime, make_inverses, make_lines, make_vectors
 from modicl.tasks import TaskSplit
 
@@ -39,6 +40,9 @@ _CHUNK = 2**20
 
 _LARGEST_TABLE = 2**23
 """Answers (inputs x tasks) that a Bayes learner looks up; more are computed each time."""
+
+_TIE = 1e-6
+"""Log-probabilities nearer than this are equal: float32's rounding is smaller, any real difference larger."""
 
 
 class Predictor(Protocol):
@@ -119,8 +123,8 @@ class _BayesLearner(_Exact):
 
     def __init__(self, tasks: IntArray, p: int, noise: float) -> None:
         super().__init__(p, tasks.shape[1])
-        if not 0 <= noise < 1:
-            raise UserError(f"noise is {noise}; the rate of wrong labels is at least 0 and less than 1.")
+        if not 0 <= noise <= 1:
+            raise UserError(f"noise is {noise}; the rate of wrong labels is between 0 and 1.")
         if len(tasks) == 0 or tasks.min() < 0 or tasks.max() >= p:
             raise UserError(f"A learner's tasks are vectors of numbers from 0 to p - 1 = {p - 1}, at least one.")
         self.noise = noise
@@ -139,9 +143,10 @@ class _BayesLearner(_Exact):
         match_BSN = answer_BSN == get_targets(tokens_BT, self.n_vars)[..., None]
         # Labels that a task explains, of the examples before this one: all there is to know about the context.
         fit_BSN = match_BSN.cumsum(1, dtype=torch.float32) - match_BSN.float()
-        if self.noise == 0:
-            # The limit of a rate that goes to 0: tasks that explain the most labels, which is all where any does so.
-            weight_BSN = (fit_BSN == fit_BSN.amax(-1, keepdim=True)).float()
+        if self.noise in (0, 1):
+            # The limit of rates that go to 0: the tasks that explain the most labels, all of them where any does so.
+            best_BS1 = (fit_BSN.amax if self.noise == 0 else fit_BSN.amin)(-1, keepdim=True)
+            weight_BSN = (fit_BSN == best_BS1).float()
         else:
             log_odds = math.log((1 - self.noise) * (self.p - 1) / self.noise)
             weight_BSN = (log_odds * fit_BSN).softmax(-1)
@@ -164,7 +169,7 @@ class IdealLearner(_BayesLearner):
     """Knows that the task is one of all p^n_vars, equally likely: nothing that sees the context alone does better.
 
     `noise` is the chance that a shown label was replaced by one of the p - 1 wrong ones, each equally likely; 0 is the
-    limit of small rates, which is the exact posterior where some task explains every label.
+    limit of small rates, which is the exact posterior where some task explains every label, and 1 that of large ones.
     """
 
     def __init__(self, p: int = 29, n_vars: int = 2, noise: float = 0.0) -> None:
@@ -194,13 +199,24 @@ class RatioMatching(_Exact):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Log-probabilities of z at every shot, (B, S, p) float32."""
-        line, scale, inverse = (self._get_table(name, tokens_BT.device) for name in ("line", "scale", "inverse"))
+        first_BS, found_BS, scale_BS = self._match(tokens_BT)
+        # An example's answer at its line's first vector, from which those of the whole line follow.
+        inverse_BS = self._get_table("inverse", tokens_BT.device)[scale_BS]
+        unit_BS = get_targets(tokens_BT, self.n_vars) * inverse_BS % self.p
+        return self._answer(unit_BS.gather(1, first_BS) * scale_BS % self.p, found_BS | (scale_BS == 0))
+
+    def count_lines(self, tokens_BT: Tensor) -> Tensor:
+        """Distinct lines through the origin among the examples before each one, (B, S)."""
+        _, found_BS, scale_BS = self._match(tokens_BT)
+        is_new_BS = ~found_BS & (scale_BS != 0)
+        return is_new_BS.cumsum(1) - is_new_BS.long()
+
+    def _match(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first example on each example's line, whether there is one, and each one's place on its line, (B, S)."""
+        line, scale = (self._get_table(name, tokens_BT.device) for name in ("line", "scale"))
         index_BS = self._index_inputs(tokens_BT)
         scale_BS = scale[index_BS]
-        # An example's answer at its line's first vector, from which those of the whole line follow.
-        unit_BS = get_targets(tokens_BT, self.n_vars) * inverse[scale_BS] % self.p
-        first_BS, found_BS = _find_first(line[index_BS], scale_BS != 0)
-        return self._answer(unit_BS.gather(1, first_BS) * scale_BS % self.p, found_BS | (scale_BS == 0))
+        return *_find_first(line[index_BS], scale_BS != 0), scale_BS
 
 
 class ModularRegression(_Exact):
@@ -216,6 +232,15 @@ class ModularRegression(_Exact):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Log-probabilities of z at every shot, (B, S, p) float32."""
+        return self._answer(*self._eliminate(tokens_BT))
+
+    def count_rank(self, tokens_BT: Tensor) -> Tensor:
+        """Rank of the inputs of the examples before each one, (B, S)."""
+        is_new_BS = ~self._eliminate(tokens_BT)[1]
+        return is_new_BS.cumsum(1) - is_new_BS.long()
+
+    def _eliminate(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer to each example that those before it fix, and whether they do, (B, S)."""
         inverse, n_vars = self._get_table("inverse", tokens_BT.device), self.n_vars
         inputs_BSK, targets_BS = get_inputs(tokens_BT, n_vars), get_targets(tokens_BT, n_vars)
         # Gaussian elimination, shot by shot. Row c, if there is one, begins with c zeros and a one and ends in its z.
@@ -234,7 +259,7 @@ class ModularRegression(_Exact):
                 scaled_BK1 = rest_BK1 * inverse[rest_BK1[:, c]][:, None] % self.p
                 rows[c] = torch.where(takes_B[:, None], scaled_BK1, row_BK1)
                 is_new_B = is_new_B & ~takes_B
-        return self._answer(torch.stack(answers, 1), torch.stack(known, 1))
+        return torch.stack(answers, 1), torch.stack(known, 1)
 
 
 class Copy(_Exact):
@@ -265,6 +290,17 @@ class Chance(_Exact):
         """Log-probabilities of z at every shot, (B, S, p) float32."""
         targets_BS = get_targets(tokens_BT, self.n_vars)
         return self._answer(targets_BS, torch.zeros_like(targets_BS, dtype=torch.bool))
+
+
+def find_likeliest(log_probs_BSV: Tensor) -> Tensor:
+    """Which numbers are likeliest, bool (B, S, V): several where they are equally likely."""
+    return log_probs_BSV > log_probs_BSV.amax(-1, keepdim=True) - _TIE
+
+
+def pick_answers(likeliest_BSV: Tensor, key: int) -> Tensor:
+    """One of the likeliest numbers at random, (B, S); the same for all who have the same ones."""
+    toss_BSV = draw_bits(key, tuple(likeliest_BSV.shape), likeliest_BSV.device)
+    return torch.where(likeliest_BSV, toss_BSV, -1).argmax(-1)
 
 
 def _find_first(label_BS: Tensor, counts_BS: Tensor) -> tuple[Tensor, Tensor]:

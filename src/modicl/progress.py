@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from modicl.config import SETS
@@ -15,6 +17,26 @@ from modicl.runs import Line, Run
 
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 40
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal, if there is one, moved by the function that it gives: (pieces done, of how many)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def track(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items one after another, under a bar."""
+    with show_progress(what) as report:
+        for done, item in enumerate(items):
+            report(done, len(items))
+            yield item
 
 
 class PlainReporter:

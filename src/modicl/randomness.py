@@ -31,6 +31,9 @@ class Stream(enum.IntEnum):
     MULTIPLE = 8  # and to which
     DROPOUT = 9
     WEIGHTS = 10
+    TIES = 11  # which of several equally likely numbers is the answer
+    CORRUPTION = 12  # which labels are wrong, and how
+    GRID = 13  # context of a k-shot grid
 
 
 def _mix(value: int) -> int:

@@ -7,7 +7,7 @@
       metrics.jsonl     one JSON object a line: training loss and four-set scores; the same bit for bit when resumed
       timing.jsonl      wall-clock seconds, which are not
       checkpoints/step_<n>/   model.safetensors, optimizer.safetensors, meta.json (config, split, ...), SHA256SUMS
-      evaluations/      tables of `modicl evaluate`
+      evaluations/      tables of `modicl evaluate` and `modicl corrupt`, and of k-shot grids
       figures/          what `modicl figure` drew
       summary.json      written last: its presence means that the run is finished
 
@@ -199,27 +199,21 @@ class Run:
     def _checkpoint_path(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step_{step}"
 
-    def save_evaluation(self, table: dict[str, Any]) -> Path:
-        """Keep a table of `modicl evaluate` under its step, and return the file."""
-        file = self._evaluation_path(table["step"])
+    def save_evaluation(self, name: str, table: dict[str, Any]) -> Path:
+        """Keep a table under a name, in place of an earlier one, and return the file."""
+        file = self.path / "evaluations" / f"{name}.json"
         with explain_os_errors(file.parent):
             file.parent.mkdir(exist_ok=True)
         write_json(file, table)
         return file
 
-    def read_evaluation(self, step: int) -> dict[str, Any]:
-        """The table of `modicl evaluate` at a step. Raises `UserError` if there is none."""
-        file = self._evaluation_path(step)
+    def read_evaluation(self, name: str, command: str) -> dict[str, Any]:
+        """The table of this name. Raises `UserError` that names the command to make it, if there is none."""
+        file = self.path / "evaluations" / f"{name}.json"
         if not file.exists():
-            raise UserError(
-                f"{self.path} has no evaluation of step {step} yet; make it with: modicl evaluate {self.path} "
-                f"--checkpoint {step}"
-            )
+            raise UserError(f"{self.path} has no evaluation {name} yet; make it with: {command}")
         table: dict[str, Any] = read_json(file)
         return table
-
-    def _evaluation_path(self, step: int) -> Path:
-        return self.path / "evaluations" / f"step_{step}.json"
 
 
 def load_run(path: Path | str) -> Run:

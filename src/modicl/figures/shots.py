@@ -8,13 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from modicl.config import SETS
-from modicl.figures.style import COLUMN, SET_STYLES, make_figure, use_style
+from modicl.figures.style import COLUMN, SET_STYLES, make_figure, mark_training_length, use_style
 
 
-def plot_shots(table: dict[str, Any], p: int) -> Figure:
+def plot_shots(table: dict[str, Any], p: int, n_trained: int) -> Figure:
     """Accuracy and loss of every shot on the four sets, with 95 % intervals; `table` is one of `modicl evaluate`.
 
-    Dotted: chance.
+    Dotted: chance and, where contexts are longer than the n_trained examples of training, where those ended.
     """
     figure = make_figure(COLUMN, 3.9)
     with use_style():
@@ -29,6 +29,7 @@ def plot_shots(table: dict[str, Any], p: int) -> Figure:
                 axes.fill_between(shots, low, high, color=style["color"], alpha=0.18, linewidth=0)
         for axes, chance in ((top, 1 / p), (bottom, math.log(p))):
             axes.axhline(chance, color="#777777", linestyle=":", linewidth=0.9)
+            mark_training_length(axes, len(table["id_train"]["loss_by_shot"]), n_trained)
         top.set_ylim(0, 1.02)
         bottom.set_ylim(0, None)
         top.set_ylabel("accuracy")

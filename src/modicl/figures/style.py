@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -25,6 +26,18 @@ SET_STYLES = {
     "id_test": {"color": "#56B4E9", "linestyle": "--"},
     "ood_train": {"color": "#D55E00", "linestyle": "-"},
     "ood_test": {"color": "#E69F00", "linestyle": "--"},
+}
+
+# Who answers: the model in black, each learner by colour and dashes. Where they agree, the later lie on the earlier.
+LEARNER_STYLES: dict[str, dict[str, Any]] = {
+    "model": {"color": "#000000", "linestyle": "-", "linewidth": 1.6, "zorder": 3},
+    "ideal": {"color": "#009E73", "linestyle": "-", "linewidth": 2.4, "alpha": 0.55},
+    "pretrain": {"color": "#CC79A7", "linestyle": "-", "linewidth": 1.2},
+    "ratio": {"color": "#D55E00", "linestyle": "--", "linewidth": 1.2},
+    "regression": {"color": "#0072B2", "linestyle": (0, (4, 2)), "linewidth": 1.2},
+    "copy": {"color": "#56B4E9", "linestyle": "-.", "linewidth": 1.2},
+    "last": {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "linewidth": 1.0},
+    "chance": {"color": "#777777", "linestyle": ":", "linewidth": 0.9},
 }
 
 _SETTINGS: Any = {
@@ -61,6 +74,12 @@ def make_figure(width: float, height: float) -> Figure:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
     return figure
+
+
+def mark_training_length(axes: Axes, n_examples: int, n_trained: int) -> None:
+    """A dotted line at the last shot of training, on an axis of shots that goes further."""
+    if n_examples > n_trained:
+        axes.axvline(n_trained - 1, color="#777777", linestyle=":", linewidth=0.9)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -1,0 +1,194 @@
+"""modicl evaluate and modicl corrupt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
+from modicl.config import RunConfig, UserError, replace_field
+
+if TYPE_CHECKING:
+    from modicl.predictors import Predictor
+    from modicl.tasks import TaskSplit
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a checkpoint on the four sets, with 95 % intervals, alone or beside exact learners.
+
+    Contexts are uniform and are not those that chose the best checkpoint; all tasks of a set count the same. The tables
+    are kept in RUN/evaluations; modicl figure draws them.
+    """
+
+    run: RunFolder
+    """The run's folder."""
+    checkpoint: Which = "latest"
+    """Which checkpoint."""
+    against: Names | None = None
+    """Learners to compare the model with, some of ideal,pretrain,ratio,regression,copy,last,chance, or all."""
+    over_training: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --against: compare every checkpoint of the run."""
+    noise: float = 0.0
+    """Rate of wrong labels that the ideal and pretrain learners reckon with."""
+    examples: int | None = None
+    """Examples in a context, if not as many as in training; fewer or more."""
+    sequences: int = 4096
+    """Sequences a set at least; rounded up until every task has equally many."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """Accuracy with wrong labels in the context, against the ideal learner that knows their rate.
+
+    Two series on each of the four sets: numbers of wrong labels at random places, and one at each place. The table is
+    kept in RUN/evaluations; modicl figure corruption draws it.
+    """
+
+    run: RunFolder
+    """The run's folder."""
+    checkpoint: Which = "latest"
+    """Which checkpoint."""
+    wrong: Numbers | None = None
+    """Numbers of wrong labels; by default 0, 1, 2, 4 ... up to half the context."""
+    places: Numbers | None = None
+    """Places of a single wrong label, 0 the first; by default all, or 16 of them in a long context."""
+    sequences: int = 1024
+    """Sequences a set at least; rounded up until every task has equally many."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+def run_evaluate(args: Evaluate) -> int:
+    """modicl evaluate."""
+    from modicl.cli.tables import print_comparison, print_course, print_scores
+    from modicl.environment import resolve_device
+    from modicl.evaluation import evaluate
+    from modicl.predictors import ModelPredictor
+    from modicl.runs import load_run
+
+    if args.sequences < 2:
+        raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
+    if args.over_training and args.against is None:
+        raise UserError("--over-training compares with learners: name them with --against, such as --against all.")
+    run = load_run(args.run)
+    device = resolve_device(args.device)
+    ending = "" if args.examples is None else f"_examples_{args.examples}"
+    if args.over_training:
+        table = compare_checkpoints(args, run)
+        file = run.save_evaluation(f"against_over_training{ending}", table)
+        _show(args.json, table, print_course, f"Kept in {file}; draw it with: modicl figure training {run.path}")
+        return 0
+    checkpoint = run.load(args.checkpoint, warn)
+    config = lengthen(checkpoint.config, args.examples)
+    predictor = ModelPredictor(checkpoint.make_model(device))
+    table = {"run": run.path.name, "step": checkpoint.step, "n_examples": config.data.n_examples}
+    options = f"--checkpoint {checkpoint.step}" + ("" if args.examples is None else f" --examples {args.examples}")
+    if args.against is None:
+        scores = evaluate(predictor, config, checkpoint.split, args.sequences, device)
+        table |= {name: score.to_dict() for name, score in scores.items()}
+        file = run.save_evaluation(f"step_{checkpoint.step}{ending}", table)
+        hint = f"By shot in {file}; draw it with: modicl figure shots {run.path} {options}"
+        _show(args.json, table, print_scores, hint)
+        return 0
+    from modicl.comparison import compare
+
+    learners = make_learners(args.against, checkpoint.split, args.noise)
+    table |= {"noise": args.noise, **compare(predictor, learners, config, checkpoint.split, args.sequences, device)}
+    file = run.save_evaluation(f"against_step_{checkpoint.step}{ending}", table)
+    hint = f"All of it in {file}; draw it with: modicl figure against {run.path} {options}"
+    _show(args.json, table, print_comparison, hint)
+    return 0
+
+
+def compare_checkpoints(args: Evaluate, run: Any) -> dict[str, Any]:
+    """The comparison at every checkpoint of a run, in short."""
+    from modicl.comparison import compare, summarize
+    from modicl.environment import resolve_device
+    from modicl.predictors import ModelPredictor
+    from modicl.progress import track
+
+    if args.checkpoint != "latest":
+        raise UserError("--over-training takes every checkpoint: leave out --checkpoint.")
+    if not run.steps:
+        raise UserError(f"{run.path} has no checkpoint yet.")
+    assert args.against is not None
+    device = resolve_device(args.device)
+    config = lengthen(run.config, args.examples)
+    learners = make_learners(args.against, run.split, args.noise)
+    lines = []
+    for step in track(run.steps, "comparing checkpoints"):
+        predictor = ModelPredictor(run.load(step).make_model(device))
+        table = compare(predictor, learners, config, run.split, args.sequences, device)
+        lines.append({"step": step, **summarize(table)})
+    shape = {"n_examples": config.data.n_examples, "p": config.task.p}
+    return {"run": run.path.name, **shape, "noise": args.noise, "learners": list(learners), "checkpoints": lines}
+
+
+def make_learners(names: str, split: TaskSplit, noise: float) -> dict[str, Predictor]:
+    """The learners that --against names."""
+    from modicl.predictors import PREDICTORS, make_predictor
+
+    chosen = list(PREDICTORS) if names == "all" else names.split(",")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"--against {names} names a learner twice.")
+    return {name: make_predictor(name, split, noise) for name in chosen}
+
+
+def lengthen(config: RunConfig, n_examples: int | None) -> RunConfig:
+    """The config with contexts of another length, for evaluation."""
+    if n_examples is None:
+        return config
+    longer = replace_field(config, "data.n_examples", n_examples)
+    longer.check()
+    return longer
+
+
+def run_corrupt(args: Corrupt) -> int:
+    """modicl corrupt."""
+    from modicl.cli.tables import print_corruption
+    from modicl.corruption import measure_corruption
+    from modicl.environment import resolve_device
+    from modicl.predictors import ModelPredictor
+    from modicl.progress import show_progress
+    from modicl.runs import load_run
+
+    if args.sequences < 2:
+        raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
+    run = load_run(args.run)
+    device = resolve_device(args.device)
+    checkpoint = run.load(args.checkpoint, warn)
+    context = checkpoint.config.data.n_examples - 1
+    if context < 1:
+        raise UserError(f"{run.path} has one example a context, so no label is ever shown.")
+    wrong = [0, *(2**i for i in range(context.bit_length()) if 2**i <= context / 2)]
+    places = list(range(0, context, -(-context // 16) if context > 40 else 1))
+    counts = wrong if args.wrong is None else read_numbers("--wrong", args.wrong)
+    places = places if args.places is None else read_numbers("--places", args.places)
+    predictor = ModelPredictor(checkpoint.make_model(device))
+    with show_progress("corrupting labels") as report:
+        measured = measure_corruption(
+            predictor, checkpoint.config, checkpoint.split, counts, places, args.sequences, device, report
+        )
+    table = {"run": run.path.name, "step": checkpoint.step, "p": checkpoint.split.p, **measured}
+    file = run.save_evaluation(f"corruption_step_{checkpoint.step}", table)
+    hint = f"By shot in {file}; draw it with: modicl figure corruption {run.path} --checkpoint {checkpoint.step}"
+    _show(args.json, table, print_corruption, hint)
+    return 0
+
+
+def _show(as_json: bool, table: dict[str, Any], show: Any, hint: str) -> None:
+    if as_json:
+        print(json.dumps(table))
+    else:
+        show(table)
+        print(hint)

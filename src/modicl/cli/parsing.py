@@ -1,0 +1,59 @@
+"""From words on a command line to a command's dataclass, and what the commands' options share."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from modicl.config import RunConfig, UserError, suggest
+
+Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
+RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Names = Annotated[str, tyro.conf.arg(metavar="NAME,NAME...")]
+Numbers = Annotated[str, tyro.conf.arg(metavar="N,N...")]
+
+
+def parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
+    """Read the arguments of a command into its dataclass."""
+    extra = {} if default is None else {"default": default}
+    value, unknown = tyro.cli(kind, args=argv, prog=prog, return_unknown_args=True, **extra)
+    if unknown:
+        names = list_options(kind)
+        word = unknown[0].split("=")[0]
+        near = suggest(word.replace("_", "-"), names)
+        what = "option" if word.startswith("-") else "argument"
+        raise UserError(f"{prog} has no {what} {word}.{near} All are listed by {prog} --help.")
+    return value
+
+
+def list_options(kind: type) -> list[str]:
+    """The option names of a command's dataclass, sections included."""
+    names = []
+    for field in dataclasses.fields(kind):
+        if field.name == "config":
+            config = RunConfig()
+            for section in dataclasses.fields(config):
+                part = getattr(config, section.name)
+                names += [f"--{section.name}.{f.name}" for f in dataclasses.fields(part)]
+        else:
+            names.append(f"--{field.name}")
+    return [name.replace("_", "-") for name in names]
+
+
+def read_numbers(option: str, text: str) -> list[int]:
+    """The integers of a list such as 1,2,13."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} is {text!r}; it takes whole numbers with commas between them, such as 1,2,13."
+        ) from None
+
+
+def warn(message: str) -> None:
+    """Tell the user of something that did not stop the command."""
+    print(f"modicl: {message}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""What the commands print on a terminal, from the tables that they save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from modicl.config import MEASURES, SETS
+
+_SHOTS = (0, 1, 2, 3, 5, 8, 13, 21, 31, 63, 127)
+
+
+def print_scores(table: dict[str, Any]) -> None:
+    """The table of `modicl evaluate`."""
+
+    def show(estimate: dict[str, float]) -> str:
+        return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+    title = f"{table['run']} at step {table['step']}, {table['n_examples']} examples, 95 % intervals"
+    grid = _make_grid(title, ["sequences", "loss (nats)", "accuracy", "loss at last shot", "accuracy at last shot"])
+    for name in SETS:
+        row = table[name]
+        grid.add_row(name, str(row["loss"]["n"]), *(show(row[measure]) for measure in MEASURES))
+    _print(grid)
+
+
+def print_comparison(table: dict[str, Any]) -> None:
+    """The table of `modicl evaluate --against`, a part for each set."""
+    for name in SETS:
+        part = table[name]
+        everyone = part["scores"]
+        shots = _pick_shots(len(everyone["model"]["accuracy_by_shot"]))
+        n = everyone["model"]["loss"]["n"]
+        wide = max(e["high"] - e["low"] for e in everyone["model"]["accuracy_by_shot"]) / 2
+        title = f"{name}: accuracy by shots seen ({n} sequences, 95 % interval +-{wide:.3f} at most)"
+        grid = _make_grid(title, [*map(str, shots), "loss", "same answer", "KL from", "KL to"])
+        for who, scores in everyone.items():
+            cells = [f"{scores['accuracy_by_shot'][shot]['value']:.3f}" for shot in shots]
+            loss = scores["loss"]["value"]
+            cells.append("inf" if loss is None else f"{loss:.3f}")
+            if who != "model":
+                kinds = part["agreement"][who]
+                keys = ("answers", "kl_from_learner", "kl_from_model")
+                cells += [f"{kinds[key]['overall']['value']:.3f}" for key in keys]
+            grid.add_row(who, *cells)
+        _print(grid)
+        for line in describe_comparison(part):
+            print(f"  {line}")
+        print()
+    print(
+        "Loss in nats, inf where a learner ruled out what was true. Same answer, KL (learner || model) and\n"
+        f"KL (model || learner): over all shots, the divergences in nats and with a lapse rate of {table['lapse']}."
+    )
+
+
+def describe_comparison(part: dict[str, Any]) -> list[str]:
+    """Sentences on which learner a set's answers are like, from its part of a comparison."""
+    nearest = part["nearest"]["by_shot"]
+    runs: list[tuple[list[str], int]] = []
+    for shot, names in enumerate(nearest):
+        if not runs or runs[-1][0] != names:
+            runs.append((names, shot))
+    ends = [start - 1 for _, start in runs[1:]] + [len(nearest) - 1]
+    spans = [
+        f"{' = '.join(names)} ({start if start == end else f'{start}-{end}'})"
+        for (names, start), end in zip(runs, ends, strict=True)
+    ]
+    lines = ["Nearest by shot: " + (", ".join(spans) if len(spans) <= 8 else "changes often, see the file") + "."]
+    for pair, shares in part["pairs"].items():
+        one, other = pair.split()
+        if (one, other) == ("ratio", "regression") and shares["switch"]:
+            share, switch = shares["nearer_second"]["overall"], shares["switch"]
+            if switch["shot"] == switch["first_shot"]:
+                when = "regression at all of them"
+            elif switch["shot"] == len(nearest):
+                when = "ratio at all of them"
+            else:
+                when = f"regression from {switch['shot']} shots on"
+            lines.append(
+                f"Where ratio and regression differ ({shares['differ']['overall']['value']:.0%} of queries), nearer to "
+                f"regression in {share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]; best told as {when} "
+                f"({switch['explained']:.0%} of them)."
+            )
+    if "by_rank" in part:
+        ranks = [
+            f"{estimate['value']:.3f} at rank {rank}"
+            for rank, estimate in enumerate(part["by_rank"]["model"])
+            if estimate is not None
+        ]
+        lines.append(f"The model's accuracy by rank of the examples seen: {', '.join(ranks)}.")
+    position = part.get("position", {}).get("overall")
+    if position:
+        lines.append(
+            f"Between the memorizer of tasks (0) and the ideal learner (1): {position['value']:.3f} "
+            f"[{position['low']:.3f}, {position['high']:.3f}]."
+        )
+    return lines
+
+
+def print_course(table: dict[str, Any]) -> None:
+    """The table of `modicl evaluate --over-training`."""
+    learners = table["learners"]
+    for name in SETS:
+        title = f"{name}: accuracy, and divergence from each learner in nats (mean over shots)"
+        grid = _make_grid(title, ["last-shot accuracy", *learners, "nearest", "position"])
+        for line in table["checkpoints"]:
+            part = line[name]
+            position = part.get("position", {}).get("overall")
+            grid.add_row(
+                f"step {line['step']}",
+                f"{part['last_accuracy']['value']:.3f}",
+                *(f"{part['divergence'][who]['overall']['value']:.3f}" for who in learners),
+                " = ".join(part["nearest"]["overall"]),
+                f"{position['value']:.3f}" if position else "",
+            )
+        _print(grid)
+        print()
+    if {"pretrain", "ideal"} <= set(learners):
+        print("Position: 0 is the memorizer of tasks (pretrain), 1 the ideal learner.")
+
+
+def print_corruption(table: dict[str, Any]) -> None:
+    """The table of `modicl corrupt`."""
+    for name in SETS:
+        part = table[name]
+        some = next(iter((part["counts"] or part["places"]).values()))["model"]
+        title = f"{name}: accuracy after {len(some['accuracy_by_shot']) - 1} examples ({some['loss']['n']} sequences)"
+        grid = _make_grid(title, ["model", "95 % interval", "ideal, told the rate"])
+        for kind, label in (("counts", "{} wrong"), ("places", "wrong at {}")):
+            for value, scores in part[kind].items():
+                own, ideal = scores["model"]["last_accuracy"], scores["ideal"]["last_accuracy"]
+                interval = f"[{own['low']:.3f}, {own['high']:.3f}]"
+                grid.add_row(label.format(value), f"{own['value']:.3f}", interval, f"{ideal['value']:.3f}")
+        _print(grid)
+        print()
+
+
+def _pick_shots(n_examples: int) -> list[int]:
+    """Some shots to print, the last among them."""
+    return [*[shot for shot in _SHOTS if shot < n_examples - 1][:9], n_examples - 1]
+
+
+def _make_grid(title: str, columns: list[str]) -> Table:
+    grid = Table(title=title, title_justify="left", box=None)
+    grid.add_column("")
+    for column in columns:
+        grid.add_column(column, justify="right")
+    return grid
+
+
+def _print(grid: Table) -> None:
+    console = Console(highlight=False)
+    Console(highlight=False, width=console.width if console.is_terminal else 120).print(grid)

@@ -1,0 +1,126 @@
+"""modicl train and modicl presets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from modicl.cli.parsing import parse
+from modicl.config import RunConfig, UserError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train PRESET, with any setting changed, into a run folder; or go on with a run: modicl train --resume RUN."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Name of the run; by default the preset's, with the config's digest where a setting was changed."""
+    folder: Path = Path("runs")
+    """Where run folders are."""
+    force: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Delete a run of that name and start over."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with the run in this folder, with its own config."""
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the presets, what they cost and what to expect of them."""
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+def read_train(argv: list[str]) -> tuple[str | None, Train]:
+    """The preset's name, if one is given, and the arguments of `modicl train`, on top of that preset."""
+    from modicl.presets import PRESETS, get_preset
+
+    if argv and not argv[0].startswith("-"):
+        preset, *rest = argv
+        return preset, parse(Train, rest, f"modicl train {preset}", Train(get_preset(preset)))
+    if any(word in ("-h", "--help") for word in argv):
+        print("usage: modicl train PRESET [OPTIONS], or modicl train --resume RUN\n")
+        print(Train.__doc__)
+        print(f"\nPresets: {', '.join(PRESETS)}. modicl train PRESET --help lists every setting with its value there.")
+        raise SystemExit(0)
+    args = parse(Train, argv, "modicl train", Train(RunConfig()))
+    if args.resume is None:
+        raise UserError(f"modicl train needs a preset, one of {', '.join(PRESETS)}, or --resume RUN.")
+    return None, args
+
+
+def run_train(given: tuple[str | None, Train]) -> int:
+    """modicl train."""
+    from rich.console import Console
+
+    from modicl.presets import get_preset
+    from modicl.progress import LiveReporter, PlainReporter
+    from modicl.training import DivergedError, InterruptedRun, train
+
+    preset, args = given
+    if preset is not None and args.resume is not None:
+        raise UserError(f"--resume goes on with a run under its own config: leave out the preset {preset}.")
+    if args.resume is not None and args.force:
+        raise UserError("--resume goes on with a run and --force deletes it: give one of them.")
+    console = Console(highlight=False, soft_wrap=True)
+    reporter = LiveReporter(Console(highlight=False)) if console.is_terminal else PlainReporter(console)
+    try:
+        if args.resume is not None:
+            train(folder=args.resume, resume=True, reporter=reporter)
+        else:
+            assert preset is not None
+            changed = "" if args.config == get_preset(preset) else f"-{args.config.digest()}"
+            name = args.name or preset + changed
+            if Path(name).name != name:
+                raise UserError(f"--name is {name!r}; a name cannot hold a path, which --folder is for.")
+            train(args.config, args.folder / name, force=args.force, reporter=reporter)
+    except InterruptedRun as stop:
+        reporter.close()
+        console.print(str(stop), markup=False)
+        return 128 + stop.signal_number
+    except DivergedError as error:
+        reporter.close()
+        print(f"modicl: {error}", file=sys.stderr)
+        return 1
+    finally:
+        reporter.close()
+    return 0
+
+
+def run_presets(args: Presets) -> int:
+    """modicl presets."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    from modicl.cost import count_parameters, count_step_flop, format_flop
+    from modicl.presets import PRESETS
+
+    rows: list[dict[str, Any]] = []
+    for name, make in PRESETS.items():
+        config = make()
+        first, _, expect = (make.__doc__ or "").partition("\n")
+        rows.append(
+            {
+                "name": name,
+                "what": first,
+                "expect": " ".join(expect.split()),
+                "parameters": count_parameters(config),
+                "steps": config.train.steps,
+                "flop": count_step_flop(config) * config.train.steps,
+            }
+        )
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    console = Console(highlight=False)
+    for row in rows:
+        cost = f"{row['parameters']:,} weights, {row['steps']:,} steps, {format_flop(row['flop'])}"
+        console.print(f"[bold]{row['name']}[/bold]  {cost}")
+        console.print(Padding(f"{row['what']}\n{row['expect']}", (0, 0, 1, 4)))
+    return 0
