@@ -13,19 +13,20 @@ ROOMS = [
     ["predictors"],
     ["evaluation", "runs"],
     ["comparison", "kshot", "corruption", "training"],
-    ["progress", "figures.style"],
+    ["progress", "figures", "figures.style"],
     [f"figures.{name}" for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption")],
     ["cli.parsing"],
     ["cli.tables"],
     ["cli.train", "cli.evaluate", "cli.figure"],
+    ["cli"],
     ["__main__"],
 ]
 PACKAGE = Path(modicl.__file__).parent
 
 
 def list_modules() -> dict[str, Path]:
-    files = (path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
-    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in files}
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
 
 
 def test_every_module_has_a_room():
