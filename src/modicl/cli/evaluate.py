@@ -28,14 +28,14 @@ class Evaluate:
     """The run's folder."""
     checkpoint: Which = "latest"
     """Which checkpoint."""
-    against: Names | None = None
-    """Learners to compare the model with, some of ideal,pretrain,ratio,regression,copy,last,chance, or all."""
+    against: Names = ""
+    """Learners to compare the model with: some of ideal, pretrain, ratio, regression, copy, last and chance, or all."""
     over_training: tyro.conf.FlagCreatePairsOff[bool] = False
     """With --against: compare every checkpoint of the run."""
     noise: float = 0.0
     """Rate of wrong labels that the ideal and pretrain learners reckon with."""
-    examples: int | None = None
-    """Examples in a context, if not as many as in training; fewer or more."""
+    examples: int = 0
+    """Examples in a context, fewer or more than in training; 0 is as many."""
     sequences: int = 4096
     """Sequences a set at least; rounded up until every task has equally many."""
     device: str = "auto"
@@ -56,9 +56,9 @@ class Corrupt:
     """The run's folder."""
     checkpoint: Which = "latest"
     """Which checkpoint."""
-    wrong: Numbers | None = None
-    """Numbers of wrong labels; by default 0, 1, 2, 4 ... up to half the context."""
-    places: Numbers | None = None
+    wrong: Numbers = ""
+    """Numbers of wrong labels, such as 0,1,5; by default 0, 1, 2, 4 and so on up to half the context."""
+    places: Numbers = ""
     """Places of a single wrong label, 0 the first; by default all, or 16 of them in a long context."""
     sequences: int = 1024
     """Sequences a set at least; rounded up until every task has equally many."""
@@ -78,11 +78,11 @@ def run_evaluate(args: Evaluate) -> int:
 
     if args.sequences < 2:
         raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
-    if args.over_training and args.against is None:
+    if args.over_training and not args.against:
         raise UserError("--over-training compares with learners: name them with --against, such as --against all.")
     run = load_run(args.run)
     device = resolve_device(args.device)
-    ending = "" if args.examples is None else f"_examples_{args.examples}"
+    ending = f"_examples_{args.examples}" if args.examples else ""
     if args.over_training:
         table = compare_checkpoints(args, run)
         file = run.save_evaluation(f"against_over_training{ending}", table)
@@ -92,8 +92,8 @@ def run_evaluate(args: Evaluate) -> int:
     config = lengthen(checkpoint.config, args.examples)
     predictor = ModelPredictor(checkpoint.make_model(device))
     table = {"run": run.path.name, "step": checkpoint.step, "n_examples": config.data.n_examples}
-    options = f"--checkpoint {checkpoint.step}" + ("" if args.examples is None else f" --examples {args.examples}")
-    if args.against is None:
+    options = f"--checkpoint {checkpoint.step}" + (f" --examples {args.examples}" if args.examples else "")
+    if not args.against:
         scores = evaluate(predictor, config, checkpoint.split, args.sequences, device)
         table |= {name: score.to_dict() for name, score in scores.items()}
         file = run.save_evaluation(f"step_{checkpoint.step}{ending}", table)
@@ -121,7 +121,6 @@ def compare_checkpoints(args: Evaluate, run: Any) -> dict[str, Any]:
         raise UserError("--over-training takes every checkpoint: leave out --checkpoint.")
     if not run.steps:
         raise UserError(f"{run.path} has no checkpoint yet.")
-    assert args.against is not None
     device = resolve_device(args.device)
     config = lengthen(run.config, args.examples)
     learners = make_learners(args.against, run.split, args.noise)
@@ -144,9 +143,9 @@ def make_learners(names: str, split: TaskSplit, noise: float) -> dict[str, Predi
     return {name: make_predictor(name, split, noise) for name in chosen}
 
 
-def lengthen(config: RunConfig, n_examples: int | None) -> RunConfig:
-    """The config with contexts of another length, for evaluation."""
-    if n_examples is None:
+def lengthen(config: RunConfig, n_examples: int) -> RunConfig:
+    """The config with contexts of another length, for evaluation; 0 is the same."""
+    if n_examples == 0:
         return config
     longer = replace_field(config, "data.n_examples", n_examples)
     longer.check()
@@ -172,8 +171,8 @@ def run_corrupt(args: Corrupt) -> int:
         raise UserError(f"{run.path} has one example a context, so no label is ever shown.")
     wrong = [0, *(2**i for i in range(context.bit_length()) if 2**i <= context / 2)]
     places = list(range(0, context, -(-context // 16) if context > 40 else 1))
-    counts = wrong if args.wrong is None else read_numbers("--wrong", args.wrong)
-    places = places if args.places is None else read_numbers("--places", args.places)
+    counts = wrong if not args.wrong else read_numbers("--wrong", args.wrong)
+    places = places if not args.places else read_numbers("--places", args.places)
     predictor = ModelPredictor(checkpoint.make_model(device))
     with show_progress("corrupting labels") as report:
         measured = measure_corruption(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
+from modicl.cli.parsing import Numbers, RunFolder, Which, read_numbers, warn
 from modicl.config import UserError
 
 if TYPE_CHECKING:
@@ -22,11 +22,17 @@ class Figure:
     """Draw a figure of a run, as PDF and PNG, into RUN/figures.
 
     curves: loss and accuracy of the four sets over training steps.
+
     shots: loss and accuracy by the number of examples seen, from modicl evaluate.
+
     against: the same beside exact learners, from modicl evaluate --against.
+
     lines: accuracy by the distinct lines and by the rank of the examples seen, from the same.
+
     training: which learner the model is like over training, from modicl evaluate --against ... --over-training.
+
     kshot: what the model and a learner answer to every input after k examples of one task.
+
     corruption: accuracy with wrong labels, from modicl corrupt.
     """
 
@@ -40,13 +46,13 @@ class Figure:
     """Axis of the steps (curves)."""
     checkpoint: Which = "latest"
     """Which checkpoint (all but curves and training)."""
-    examples: int | None = None
-    """Examples in a context, if not as many as in training (shots, against, training, kshot)."""
+    examples: int = 0
+    """Examples in a context, if not as many as in training (all but curves and corruption); 0 is as many."""
     task: Annotated[str, tyro.conf.arg(metavar="A,B")] = ""
     """Task vector (kshot); by default the first out of distribution that has no zero, if there is one."""
-    shots: Numbers | None = None
+    shots: Numbers = ""
     """Numbers of examples shown, a column each (kshot); by default four, from 1 to as many as in training."""
-    against: Names = "ratio"
+    against: Annotated[str, tyro.conf.arg(metavar="NAME")] = "ratio"
     """The learner beside the model (kshot)."""
     show: Literal["right", "chance", "answer"] = "right"
     """Right or wrong, the probability of the right number, or the number answered (kshot)."""
@@ -121,9 +127,7 @@ def draw_training(args: Figure, run: Run) -> tuple[str, matplotlib.figure.Figure
     """Name of the file, and the figure."""
     from modicl.figures.training import plot_training
 
-    ending, option = (
-        ("", "") if args.examples is None else (f"_examples_{args.examples}", f" --examples {args.examples}")
-    )
+    ending, option = (f"_examples_{args.examples}", f" --examples {args.examples}") if args.examples else ("", "")
     name = f"against_over_training{ending}"
     table = run.read_evaluation(name, f"modicl evaluate {run.path} --against all --over-training{option}")
     if len(table["checkpoints"]) < 2:
@@ -149,7 +153,7 @@ def draw_kshot(args: Figure, run: Run) -> tuple[str, matplotlib.figure.Figure]:
     typical = split.ood_tasks[split.ood_tasks.all(axis=1).argmax()].tolist()
     task = read_numbers("--task", args.task) if args.task else typical
     most = n_examples - 1
-    shots = sorted({1, 2, most * 13 // 31, most} - {0}) if args.shots is None else read_numbers("--shots", args.shots)
+    shots = sorted({1, 2, most * 13 // 31, most} - {0}) if not args.shots else read_numbers("--shots", args.shots)
     predictors = {
         "model": ModelPredictor(checkpoint.make_model()),
         args.against: make_predictor(args.against, split),
@@ -172,6 +176,6 @@ def draw_corruption(args: Figure, run: Run) -> tuple[str, matplotlib.figure.Figu
 def _name_evaluation(args: Figure, run: Run) -> tuple[str, str]:
     """Name of an evaluation's table, and the options that make it."""
     step = run.find_step(args.checkpoint)
-    if args.examples is None:
+    if not args.examples:
         return f"step_{step}", f" --checkpoint {step}"
     return f"step_{step}_examples_{args.examples}", f" --checkpoint {step} --examples {args.examples}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +22,14 @@ Numbers = Annotated[str, tyro.conf.arg(metavar="N,N...")]
 def parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
     """Read the arguments of a command into its dataclass."""
     extra = {} if default is None else {"default": default}
-    value, unknown = tyro.cli(kind, args=argv, prog=prog, return_unknown_args=True, **extra)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            value, unknown = tyro.cli(kind, args=argv, prog=prog, return_unknown_args=True, **extra)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(f"{_read_box(said.getvalue())}. All options are listed by {prog} --help.") from None
+        raise
     if unknown:
         names = list_options(kind)
         word = unknown[0].split("=")[0]
@@ -28,6 +37,13 @@ def parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
         what = "option" if word.startswith("-") else "argument"
         raise UserError(f"{prog} has no {what} {word}.{near} All are listed by {prog} --help.")
     return value
+
+
+def _read_box(text: str) -> str:
+    """What the first part of an error box of tyro says, on one line."""
+    lines = [line.strip("╭╮╰╯│─ ") for line in text.splitlines()[1:]]
+    part = lines[: lines.index("")] if "" in lines else lines
+    return " ".join(part).rstrip(".")
 
 
 def list_options(kind: type) -> list[str]:
