@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modicl.metrics import Z95, Estimate, Scores, Tally, estimate_mean, estimate_share, measure_loss
+from modicl.metrics import (
+    Z95,
+    Estimate,
+    Ratios,
+    RatioTally,
+    Scores,
+    Tally,
+    estimate_mean,
+    estimate_ratio,
+    estimate_share,
+    measure_loss,
+)
 
 
 def make_answers(seed: int, B: int = 20, S: int = 5, V: int = 7, sure: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -256,3 +267,175 @@ def test_measure_loss_has_the_gradient_softmax_minus_one_hot_over_all_answers() 
     assert logits_BSV.grad is not None
     expected = (logits_BSV.detach().softmax(-1) - torch.nn.functional.one_hot(targets_BS, 5)) / 12
     assert torch.allclose(logits_BSV.grad, expected, atol=1e-7)
+
+
+def sum_pairs(y: list[float], w: list[float]) -> tuple[float, ...]:
+    """The sums of y, w, y^2, y w and w^2."""
+    products = [(a, b, a * a, a * b, b * b) for a, b in zip(y, w, strict=True)]
+    return tuple(math.fsum(column) for column in zip(*products, strict=True))
+
+
+def find_ratio(y: list[float], w: list[float]) -> tuple[float, float]:
+    """The ratio and the half-width of its interval, from the residuals y - r w, whose mean is 0."""
+    n, mean_w = len(y), math.fsum(w) / len(w)
+    ratio = math.fsum(y) / math.fsum(w)
+    residuals = np.array(y) - ratio * np.array(w)
+    return ratio, 1.959963984540054 * float(np.std(residuals, ddof=1)) / math.sqrt(n) / mean_w
+
+
+def assert_ratio(got: Estimate | None, y: list[float], w: list[float], bounds: tuple[float, float]) -> None:
+    assert got is not None
+    ratio, half = find_ratio(y, w)
+    low, high = max(bounds[0], ratio - half), min(bounds[1], ratio + half)
+    assert got.n == len(y)
+    assert (got.value, got.low, got.high) == pytest.approx((ratio, low, high), rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 4)), min_size=2, max_size=30))
+def test_a_ratio_has_the_interval_of_its_residuals(pairs: list[tuple[float, float]]) -> None:
+    y, w = [a for a, _ in pairs], [b + 0.1 for _, b in pairs]
+    assert_ratio(estimate_ratio(sum_pairs(y, w), len(y)), y, w, (-math.inf, math.inf))
+
+
+def test_a_ratio_of_equal_weights_is_a_mean() -> None:
+    y = [0.5, 2.0, -1.0, 4.0]
+    got = estimate_ratio(sum_pairs(y, [2.0] * 4), 4)
+    mean = estimate_mean(sum(y) / 2, sum(v * v for v in y) / 4, 4)
+    assert got is not None
+    assert dataclasses.astuple(got) == pytest.approx(dataclasses.astuple(mean))
+
+
+def test_the_units_of_y_and_w_scale_a_ratio_and_its_interval() -> None:
+    y, w = [1.0, 3.0, 2.0], [2.0, 3.0, 5.0]
+    base = estimate_ratio(sum_pairs(y, w), 3)
+    scaled = estimate_ratio(sum_pairs([4 * v for v in y], [0.5 * v for v in w]), 3)
+    assert base is not None
+    assert scaled is not None
+    assert (scaled.value, scaled.low, scaled.high) == pytest.approx((8 * base.value, 8 * base.low, 8 * base.high))
+
+
+def test_a_ratio_of_proportional_pairs_is_certain() -> None:
+    got = estimate_ratio(sum_pairs([0.3, 0.9, 1.5], [1.0, 3.0, 5.0]), 3)
+    assert got is not None
+    assert (got.value, got.low, got.high) == pytest.approx((0.3, 0.3, 0.3), abs=1e-7)
+
+
+def test_a_ratio_of_nothing_is_none_and_one_pair_has_no_bounds() -> None:
+    assert estimate_ratio((0.0, 0.0, 0.0, 0.0, 0.0), 5) is None
+    assert estimate_ratio((3.0, 4.0, 9.0, 12.0, 16.0), 1) == Estimate(0.75, -math.inf, math.inf, 1)
+
+
+def make_weighted(seed: int, largest: int, B: int = 30, S: int = 4) -> tuple[Tensor, Tensor]:
+    """Counts y of w, w from 0 to `largest`, nothing at all at the last shot."""
+    generator = torch.Generator().manual_seed(seed)
+    w_BS = torch.randint(largest + 1, (B, S), generator=generator)
+    w_BS[:, -1] = 0
+    y_BS = (torch.rand(B, S, generator=generator) * (w_BS + 1)).floor().long()
+    return y_BS, w_BS
+
+
+def tally_ratios(y_BS: Tensor, w_BS: Tensor | None, share: bool, cuts: tuple[int, ...] = ()) -> Ratios:
+    tally = RatioTally(share)
+    for start, end in itertools.pairwise([0, *cuts, len(y_BS)]):
+        tally.add(y_BS[start:end], None if w_BS is None else w_BS[start:end])
+    assert tally.n == len(y_BS)
+    return tally.score()
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("largest", [1, 3])
+def test_a_ratio_tally_equals_the_formulas(share: bool, largest: int) -> None:
+    y_BS, w_BS = make_weighted(0, largest)
+    ratios = tally_ratios(y_BS, w_BS, share)
+    bounds = (0.0, 1.0) if share else (-math.inf, math.inf)
+    assert_ratio(ratios.overall, y_BS.sum(1).tolist(), w_BS.sum(1).tolist(), bounds)
+    assert len(ratios.by_shot) == 4
+    assert ratios.by_shot[-1] is None
+    for k in range(3):
+        y, w = y_BS[:, k].tolist(), w_BS[:, k].tolist()
+        if share and largest == 1:
+            assert ratios.by_shot[k] == estimate_share(sum(y), sum(w))
+        else:
+            assert_ratio(ratios.by_shot[k], y, w, bounds)
+
+
+def test_one_count_above_one_in_an_earlier_batch_rules_wilsons_interval_out() -> None:
+    y_BS, w_BS = make_weighted(1, 1)
+    y_BS[0, 0], w_BS[0, 0] = 1, 2
+    ratios = tally_ratios(y_BS, w_BS, True, cuts=(1, 7))
+    assert ratios == tally_ratios(y_BS, w_BS, True)
+    for k in range(3):
+        assert_ratio(ratios.by_shot[k], y_BS[:, k].tolist(), w_BS[:, k].tolist(), (0.0, 1.0))
+
+
+def test_without_weights_a_ratio_tally_takes_means_and_shares() -> None:
+    values_BS = torch.randn(40, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    means = tally_ratios(values_BS, None, False, cuts=(13,))
+    for k in range(3):
+        assert_mean(means.by_shot[k] or Estimate(0, 0, 0, 0), values_BS[:, k].tolist())
+    assert_mean(means.overall or Estimate(0, 0, 0, 0), values_BS.mean(1).tolist())
+    shares = tally_ratios(values_BS > 0.5, None, True, cuts=(13,))
+    for k in range(3):
+        assert shares.by_shot[k] == estimate_share(int((values_BS[:, k] > 0.5).sum()), 40)
+    assert_mean(shares.overall or Estimate(0, 0, 0, 0), (values_BS > 0.5).double().mean(1).tolist())
+
+
+def test_only_shares_are_kept_between_0_and_1() -> None:
+    y_BS, w_BS = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[1, 1], [1, 1]])
+    share, ratio = tally_ratios(y_BS, w_BS, True).overall, tally_ratios(y_BS, w_BS, False).overall
+    assert share is not None
+    assert ratio is not None
+    assert share.high == 1.0 < ratio.high
+    low = tally_ratios(1 - y_BS, w_BS, True).overall
+    assert low is not None
+    assert low.low == 0.0
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_ratios_of_clustered_answers_are_covered_95_percent_of_the_time(share: bool) -> None:
+    generator = np.random.default_rng(3)
+    covered, covered_as_if_independent = 0, 0
+    for _ in range(400):
+        # A cluster's answers go together, and the larger ones are the better.
+        ability = generator.beta(1, 1, 250)
+        w_BS = generator.binomial(1, (0.2 + 0.6 * ability)[:, None], (250, 12))
+        y_BS = w_BS * generator.binomial(1, ability[:, None], (250, 12))
+        got = tally_ratios(torch.from_numpy(y_BS), torch.from_numpy(w_BS), share, cuts=(100,)).overall
+        assert got is not None
+        # E[w ability] / E[w] = (0.2 / 2 + 0.6 / 3) / (0.2 + 0.6 / 2)
+        covered += got.low <= 0.6 <= got.high
+        naive = estimate_share(int(y_BS.sum()), int(w_BS.sum()))
+        covered_as_if_independent += naive.low <= 0.6 <= naive.high
+    assert 0.91 <= covered / 400 <= 0.98
+    assert covered_as_if_independent / 400 < 0.8
+
+
+def test_a_tally_counts_the_answers_it_is_given_instead_of_the_likeliest() -> None:
+    logits_BSV, targets_BS = make_answers(7)
+    answers_BS = torch.where(torch.arange(5) < 3, targets_BS, (targets_BS + 1) % 7)
+    tally, plain = Tally(), Tally()
+    tally.add(logits_BSV, targets_BS, answers_BS)
+    plain.add(logits_BSV, targets_BS)
+    scores, expected = tally.score(), plain.score()
+    assert [e.value for e in scores.accuracy_by_shot] == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert (scores.accuracy.value, scores.accuracy.low, scores.accuracy.high) == pytest.approx((0.6, 0.6, 0.6))
+    assert scores.loss == expected.loss
+    assert scores.loss_by_shot == expected.loss_by_shot
+
+
+def test_an_infinite_loss_is_a_mean_without_an_interval_and_spares_other_shots() -> None:
+    logits_BSV = torch.zeros(6, 3, 2)
+    logits_BSV[2, 1, 0] = -math.inf
+    logits_BSV[3, 2, 1] = -math.inf
+    tally = Tally()
+    targets_BS = torch.zeros(6, 3, dtype=torch.int64)
+    tally.add(logits_BSV[:4], targets_BS[:4])
+    tally.add(logits_BSV[4:], targets_BS[4:])
+    scores = tally.score()
+    infinite = Estimate(math.inf, math.inf, math.inf, 6)
+    assert scores.loss == scores.loss_by_shot[1] == infinite
+    assert scores.loss_by_shot[0].value == pytest.approx(math.log(2))
+    # What is ruled out there is wrong, so that the right one is certain.
+    assert_mean(scores.last_loss, [math.log(2)] * 3 + [0.0] + [math.log(2)] * 2)
+    assert estimate_mean(math.inf, math.inf, 1) == Estimate(math.inf, math.inf, math.inf, 1)

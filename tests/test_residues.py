@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modicl.residues import IntArray, find_multiples, index_vectors, is_prime, make_vectors
+from modicl.residues import (
+    IntArray,
+    find_multiples,
+    index_vectors,
+    is_prime,
+    make_inverses,
+    make_lines,
+    make_vectors,
+)
 
 SIZES = [(2, 1), (2, 5), (3, 3), (4, 2), (5, 1), (6, 2), (7, 2), (9, 2), (12, 1), (29, 2)]
 
@@ -98,3 +106,38 @@ def test_find_multiples_of_a_lone_vector_has_room_for_one() -> None:
     table, counts = find_multiples(np.array([[1, 2]], dtype=np.int64), 5)
     assert table.tolist() == [[0]]
     assert counts.tolist() == [0]
+
+
+PRIMES = [2, 3, 5, 7, 11, 13, 29, 53, 97]
+
+
+@pytest.mark.parametrize("p", PRIMES)
+def test_make_inverses_gives_1_in_a_product_and_0_at_0(p: int) -> None:
+    inverses = make_inverses(p)
+    assert inverses.dtype == np.int64
+    assert inverses.tolist() == [next((d for d in range(p) if c * d % p == 1), 0) for c in range(p)]
+
+
+@pytest.mark.parametrize(("p", "n_vars"), [(2, 1), (2, 4), (3, 3), (5, 2), (7, 1), (7, 3), (29, 1), (29, 2)])
+def test_make_lines_gives_the_one_multiple_that_starts_with_1_and_the_factor_from_it(p: int, n_vars: int) -> None:
+    line, scale = make_lines(p, n_vars)
+    assert line.dtype == scale.dtype == np.int64
+    assert line.shape == scale.shape == (p**n_vars,)
+    every = list(itertools.product(range(p), repeat=n_vars))
+    starts_with_1 = [v for v in every if any(v) and next(x for x in v if x) == 1]
+    expected = {(0,) * n_vars: (0, 0)}
+    for v in starts_with_1:
+        for c in range(1, p):
+            expected[tuple(c * x % p for x in v)] = (every.index(v), c)
+    assert len(expected) == p**n_vars
+    assert list(zip(line.tolist(), scale.tolist(), strict=True)) == [expected[v] for v in every]
+
+
+@pytest.mark.parametrize(("p", "n_vars"), [(2, 3), (3, 2), (5, 2), (7, 2), (5, 3)])
+def test_lines_hold_a_vector_and_those_that_are_its_multiples(p: int, n_vars: int) -> None:
+    line, scale = make_lines(p, n_vars)
+    table, counts = find_multiples(make_vectors(p, n_vars), p)
+    for i in range(1, p**n_vars):
+        same = set(np.flatnonzero((line == line[i]) & (scale != 0)).tolist())
+        assert same == {i, *table[i, : counts[i]].tolist()} - {0}
+    assert len(set(line[1:].tolist())) == (p**n_vars - 1) // (p - 1)

@@ -41,8 +41,8 @@ def make_grids(
     """What predictors answer to every input after k examples of each task (N, K), for every k in `shots`.
 
     Plain values: the request, the `shown` inputs [n_examples], and for every predictor [N][shots][I] of the likeliest
-    number (`answer`), the probability of the right one (`chance`) and how often it would answer right (`right`: 1 or 0
-    or, where several numbers are equally likely, a fraction).
+    number (`answer`), how many are equally likely (`tied`), the probability of the right one (`chance`) and how often
+    the answer would be right (`right`: 1 or 0 or, where numbers are tied, a fraction).
 
     The contexts' inputs are drawn uniformly, with replacement, from the "train", "test" or "all" inputs, the same for
     every task; those of fewer shots begin those of more. Raises `UserError` for a task outside the field, for more
@@ -88,7 +88,7 @@ def _check(split: TaskSplit, tasks: IntArray, shots: list[int], n_examples: int)
 def _make_grid(
     predictor: Predictor, contexts_NT: Tensor, targets_NI: Tensor, inputs_IK: Tensor, shots: list[int]
 ) -> dict[str, Any]:
-    tables: dict[str, list[Tensor]] = {"answer": [], "chance": [], "right": []}
+    tables: dict[str, list[Tensor]] = {"answer": [], "tied": [], "chance": [], "right": []}
     for k in shots:
         context_NT = contexts_NT[:, : k * (inputs_IK.shape[1] + 1)]
         if isinstance(predictor, ModelPredictor):
@@ -99,6 +99,7 @@ def _make_grid(
         best_NIV = find_likeliest(log_probs_NIV)
         tables["answer"].append(log_probs_NIV.argmax(-1))
         tables["chance"].append(log_probs_NIV.gather(-1, targets_NI[..., None])[..., 0].exp())
+        tables["tied"].append(best_NIV.sum(-1))
         tables["right"].append(best_NIV.gather(-1, targets_NI[..., None])[..., 0] / best_NIV.sum(-1))
     return {name: torch.stack(parts, dim=1).tolist() for name, parts in tables.items()}
 

@@ -19,16 +19,21 @@ def plot_kshot(table: dict[str, Any], show: str = "right", which_task: int = 0) 
     `table` is one of `modicl.kshot.make_grids` with n_vars = 2 and two predictors. `show` says what a cell's colour is:
     "right" (how often the answer is right), "chance" (the probability of the right number) or "answer" (the number).
     Each grid has x to the right and y upwards; dots mark the inputs shown. The difference is model minus learner or,
-    for "answer", where the two differ.
+    for "answer", where the two differ. Grey: several numbers are equally likely, so there is no one answer.
     """
     p, shots = table["p"], table["shots"]
     names = list(table["predictors"])
     shown = np.array(table["shown"]).reshape(-1, 2)
     task = ", ".join(map(str, table["tasks"][which_task]))
     # Lexicographic order has x first; images have rows first.
-    grids = [np.array(table["predictors"][name][show][which_task]).reshape(-1, p, p).mT for name in names]
     is_answer = show == "answer"
-    difference = (grids[0] != grids[1]).astype(float) if is_answer else grids[0] - grids[1]
+    grids = []
+    for name in names:
+        values, tied = (np.array(table["predictors"][name][key][which_task], float) for key in (show, "tied"))
+        grids.append(np.where(is_answer & (tied > 1), np.nan, values).reshape(-1, p, p).mT)
+    difference = grids[0] - grids[1]
+    if is_answer:
+        difference = np.where(np.isnan(difference), np.nan, difference != 0)
     rows = [
         (names[0], grids[0], "twilight" if is_answer else "viridis", (0, p - 1) if is_answer else (0, 1)),
         (names[1], grids[1], "twilight" if is_answer else "viridis", (0, p - 1) if is_answer else (0, 1)),
@@ -43,6 +48,7 @@ def plot_kshot(table: dict[str, Any], show: str = "right", which_task: int = 0) 
             for axes, image, k in zip(line, images, shots, strict=True):
                 drawn = axes.imshow(image, cmap=colours, vmin=low, vmax=high, origin="lower", interpolation="nearest")
                 axes.grid(visible=False)
+                axes.set_facecolor("#BBBBBB")
                 axes.plot(shown[:k, 0], shown[:k, 1], "o", color="#D55E00", ms=2.4, mec="white", mew=0.4)
                 axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
