@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl.config import UserError
+from modicl.contexts import check_task, draw_shown
 from modicl.data import make_tokens
 from modicl.predictors import ModelPredictor, Predictor, find_likeliest
-from modicl.randomness import Stream, draw_integers, make_key
 from modicl.residues import IntArray, make_vectors
 from modicl.tasks import TaskSplit
 
@@ -49,13 +49,9 @@ def make_grids(
     shots than n_examples and for other inputs than these.
     """
     _check(split, tasks, shots, n_examples)
-    everything = make_vectors(split.p, split.n_vars)
-    pools = {"train": split.train_inputs, "test": split.test_inputs, "all": everything}
-    if which_inputs not in pools:
-        raise UserError(f"There are no inputs {which_inputs!r}: take {', '.join(pools)}.")
-    drawn = draw_integers(make_key(seed, 0, Stream.GRID), (n_examples,), len(pools[which_inputs])).numpy()
-    shown_SK = torch.from_numpy(pools[which_inputs][drawn]).to(device)
-    tasks_NK, inputs_IK = torch.from_numpy(tasks).to(device), torch.from_numpy(everything).to(device)
+    shown_SK = draw_shown(split, n_examples, which_inputs, seed).to(device)
+    tasks_NK = torch.from_numpy(tasks).to(device)
+    inputs_IK = torch.from_numpy(make_vectors(split.p, split.n_vars)).to(device)
     contexts_NT = make_tokens(tasks_NK, shown_SK.expand(len(tasks), -1, -1), split.p)
     targets_NI = (tasks_NK[:, None, :] * inputs_IK).sum(-1) % split.p
     return {
@@ -73,11 +69,8 @@ def make_grids(
 
 
 def _check(split: TaskSplit, tasks: IntArray, shots: list[int], n_examples: int) -> None:
-    p, n_vars = split.p, split.n_vars
     for task in tasks.tolist():
-        if len(task) != n_vars or not all(0 <= a < p for a in task):
-            text = ",".join(map(str, task))
-            raise UserError(f"There is no task {text} in this run: a task is {n_vars} numbers from 0 to {p - 1}.")
+        check_task(split, task)
     for k in shots:
         if not 0 <= k <= n_examples:
             raise UserError(
