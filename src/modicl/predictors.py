@@ -149,9 +149,10 @@ class _BayesLearner(_Exact):
             weight_BSN = (fit_BSN == best_BS1).float()
         else:
             log_odds = math.log((1 - self.noise) * (self.p - 1) / self.noise)
-            weight_BSN = (log_odds * fit_BSN).softmax(-1)
+            # In float64, so that numbers which are equally likely stay so, through sums over many tasks.
+            weight_BSN = (log_odds * fit_BSN.double()).softmax(-1)
         mass_BSV = weight_BSN.new_zeros(*answer_BSN.shape[:2], self.p).scatter_add_(-1, answer_BSN, weight_BSN)
-        return (mass_BSV / mass_BSV.sum(-1, keepdim=True)).log()
+        return (mass_BSV / mass_BSV.sum(-1, keepdim=True)).log().float()
 
     def _answer_all(self, tokens_BT: Tensor) -> Tensor:
         """The z that every task has for every example's input, (B, S, N)."""

@@ -59,3 +59,26 @@ def make_lines(p: int, n_vars: int) -> tuple[IntArray, IntArray]:
     scale = vectors[np.arange(len(vectors)), (vectors != 0).argmax(axis=1)]
     line = index_vectors(make_inverses(p)[scale][:, None] * vectors % p, p)
     return line, scale
+
+
+def find_primitive_roots(p: int) -> list[int]:
+    """Every g in 1 to p - 1 whose powers are all of 1 to p - 1, smallest first; p has to be prime."""
+    factors = [q for q in range(2, p) if (p - 1) % q == 0 and is_prime(q)]
+    return [g for g in range(1, p) if all(pow(g, (p - 1) // q, p) != 1 for q in factors)]
+
+
+def make_logarithms(p: int, root: int) -> IntArray:
+    """k with root^k = c mod p, from 0 to p - 2, at position c, and -1 at 0: int64 (p,).
+
+    Raises `ValueError` unless the powers of the root are all of 1 to p - 1.
+    """
+    logarithms = np.full(p, -1, dtype=np.int64)
+    power = 1
+    for k in range(p - 1):
+        if logarithms[power] >= 0 or power == 0:
+            break
+        logarithms[power] = k
+        power = power * root % p
+    if power != 1 or (logarithms[1:] < 0).any():
+        raise ValueError(f"{root} is not a primitive root modulo {p}.")
+    return logarithms
