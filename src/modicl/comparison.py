@@ -46,7 +46,7 @@ LAPSE = 0.01
 """Chance that a learner errs at random, in divergences alone."""
 
 _EQUAL = 1e-6
-"""Mean divergences that differ by less are equal."""
+"""Divergences that differ by less are equal."""
 
 Table = dict[str, Any]
 """Plain JSON values."""
@@ -86,10 +86,10 @@ def compare(
     An infinite loss, of a learner that ruled out what was true, is None.
     """
     table: Table = {"lapse": LAPSE, "learners": list(learners)}
-    for name in SETS:
-        sums = _Sums(list(learners), split)
+    for number, name in enumerate(SETS):
+        sums = _Sums(list(learners), split, config.data.n_examples)
         for chunk, tokens_BT in enumerate(iterate_chunks(config, split, name, n_sequences, device)):
-            key = make_key(config.seeds.evaluation, chunk, Stream.TIES)
+            key = make_key(make_key(config.seeds.evaluation, number, Stream.TIES), chunk, 0)
             sums.add(model, learners, tokens_BT, key)
         table[name] = _drop_infinities(sums.finish())
     return table
@@ -120,7 +120,7 @@ def summarize(table: Table) -> Table:
 class _Sums:
     """Everything that is counted over the sequences of one set."""
 
-    def __init__(self, names: list[str], split: TaskSplit) -> None:
+    def __init__(self, names: list[str], split: TaskSplit, n_examples: int) -> None:
         self.n_vars = split.n_vars
         self.names = names
         self.pairs = list(itertools.combinations(names, 2))
@@ -128,7 +128,7 @@ class _Sums:
         self.ratios: dict[tuple[str, ...], RatioTally] = {}
         self.counters: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {}
         if is_prime(split.p):
-            n_lines = (split.p**split.n_vars - 1) // (split.p - 1)
+            n_lines = min(n_examples - 1, (split.p**split.n_vars - 1) // (split.p - 1))
             self.counters["by_lines"] = (RatioMatching(split.p, split.n_vars).count_lines, n_lines)
             self.counters["by_rank"] = (ModularRegression(split.p, split.n_vars).count_rank, split.n_vars)
 
@@ -147,7 +147,7 @@ class _Sums:
             self._count(("divergence", name), divergence_BS[name])
         for one, other in self.pairs:
             differ_BS = (replies[one].likeliest != replies[other].likeliest).any(-1)
-            nearer_BS = divergence_BS[other] < divergence_BS[one]
+            nearer_BS = divergence_BS[other] < divergence_BS[one] - _EQUAL
             self._count((one, other, "differ"), differ_BS, share=True)
             for what, hit_BS in (
                 ("first", replies[one].answers == own.answers),
@@ -160,7 +160,8 @@ class _Sums:
             between_BS = (_diverge(one_BSV, other_BSV) + _diverge(other_BSV, one_BSV)) / 2
             # ((d_pretrain - d_ideal) / d_between + 1) / 2
             lead_BS = (divergence_BS["pretrain"] - divergence_BS["ideal"] + between_BS) / 2
-            self._count(("position",), lead_BS, between_BS)
+            apart_BS = between_BS > _EQUAL
+            self._count(("position",), lead_BS * apart_BS, between_BS * apart_BS)
         everyone = {"model": own, **replies}
         for name, reply in everyone.items():
             self.scores[name].add(reply.log_probs, targets_BS, reply.answers)

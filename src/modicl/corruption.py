@@ -1,8 +1,8 @@
-"""Wrong labels in the context: how far accuracy falls, against the learner that knows how many there are.
+"""Wrong labels in the context: how far accuracy falls, against the ideal learner that knows how many there are.
 
 Labels are replaced by one of the p - 1 wrong numbers, each equally likely; answers are scored against the true z. Two
 series, on each of the four sets: a number of wrong labels at random places of the context, and a single one at a given
-place. In both the ideal learner is told the rate, that is the number of wrong labels over that of the context's labels.
+place. In both the ideal learner is told their number, not where they are: nobody who sees the context does better.
 
 Shapes: B sequences, S examples, of which the last is only ever asked.
 """
@@ -64,6 +64,8 @@ def measure_corruption(
     """
     n_examples, p = config.data.n_examples, split.p
     context = n_examples - 1
+    if context < 1:
+        raise UserError("Contexts of one example never show a label, so none can be wrong: take longer ones.")
     if bad := [count for count in counts if not 0 <= count <= context]:
         raise UserError(f"{bad[0]} wrong labels do not fit: a context of this run holds {context} labels.")
     if bad := [place for place in places if not 0 <= place < context]:
@@ -74,11 +76,11 @@ def measure_corruption(
         table[name] = {"counts": {}, "places": {}}
         for done, (kind, value) in enumerate(series):
             report(number * len(series) + done, len(SETS) * len(series))
-            rate = (value if kind == "counts" else 1) / context
-            predictors = {"model": model, "ideal": IdealLearner(p, split.n_vars, rate)}
+            wrong = (value if kind == "counts" else 1, context)
+            predictors = {"model": model, "ideal": IdealLearner(p, split.n_vars, wrong=wrong)}
             tallies = {who: Tally() for who in predictors}
             for chunk, tokens_BT in enumerate(iterate_chunks(config, split, name, n_sequences, device)):
-                key = make_key(config.seeds.evaluation, chunk, Stream.CORRUPTION)
+                key = make_key(make_key(config.seeds.evaluation, number, Stream.CORRUPTION), chunk, 0)
                 if kind == "counts":
                     wrong_BS = mark_random(len(tokens_BT), n_examples, value, make_key(key, 0, 0), device)
                 else:

@@ -57,7 +57,10 @@ def evaluate(
     device: torch.device | str = "cpu",
     contexts: int = REPORT,
 ) -> dict[str, Scores]:
-    """Scores on each of the four sets, on the sequences of `iterate_chunks`."""
+    """Scores on each of the four sets, on the sequences of `iterate_chunks`.
+
+    Of numbers that are equally likely the smallest counts as the answer; `modicl.comparison` tosses for exact learners.
+    """
     scores = {}
     for name in SETS:
         tally = Tally()

@@ -48,7 +48,7 @@ class Scores:
         return asdict(self)
 
 
-def estimate_share(correct: int, n: int) -> Estimate:
+def estimate_share(correct: float, n: int) -> Estimate:
     """The share correct / n with Wilson's score interval (Wilson, 1927)."""
     share, z2 = correct / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -143,14 +143,13 @@ class RatioTally:
     """Running sums for ratios sum y / sum w, of a sequence's shots (or groups of them) and of all of it.
 
     With `share`, y and w are counts, y at most w, and shots to which a sequence adds one at most get Wilson's interval.
-    Everywhere else the sequence is the unit, as its answers depend on each other.
+    Everywhere else the sequence is the unit, as its answers depend on each other; n counts those that weigh anything.
     """
 
     def __init__(self, share: bool = False) -> None:
         self.share = share
-        self.n = 0
         self._at_most_one = True
-        self._sums_5S: Tensor | None = None
+        self._sums_6S: Tensor | None = None
 
     def add(self, y_BS: Tensor, w_BS: Tensor | None = None) -> None:
         """Count these; without w, every shot weighs 1."""
@@ -159,22 +158,25 @@ class RatioTally:
         self._at_most_one &= bool((w_BS <= 1).all())
         # The whole sequence goes last, as one more shot.
         y_BS, w_BS = (torch.cat([x_BS, x_BS.sum(1, keepdim=True)], dim=1) for x_BS in (y_BS, w_BS))
-        products = (y_BS, w_BS, y_BS * y_BS, y_BS * w_BS, w_BS * w_BS)
-        sums_5S = torch.stack([x_BS.sum(0) for x_BS in products])
-        self._sums_5S = sums_5S if self._sums_5S is None else self._sums_5S + sums_5S
-        self.n += len(y_BS)
+        products = (y_BS, w_BS, y_BS * y_BS, y_BS * w_BS, w_BS * w_BS, w_BS > 0)
+        sums_6S = torch.stack([x_BS.sum(0) for x_BS in products])
+        self._sums_6S = sums_6S if self._sums_6S is None else self._sums_6S + sums_6S
 
     def score(self) -> Ratios:
         """The ratios of all that was added."""
-        assert self._sums_5S is not None
-        *by_shot, overall = (self._estimate(sums, self.n) for sums in self._sums_5S.T.tolist())
+        assert self._sums_6S is not None
+        *by_shot, overall = (self._estimate(sums, round(n)) for *sums, n in self._sums_6S.T.tolist())
         if self.share and self._at_most_one:
-            counts = self._sums_5S[:2, :-1].T.round().long().tolist()
+            counts = self._sums_6S[:2, :-1].T.round().long().tolist()
             by_shot = [estimate_share(y, w) if w else None for y, w in counts]
         return Ratios(overall, by_shot)
 
     def _estimate(self, sums: list[float], n: int) -> Estimate | None:
+        """From the sums of one shot, over the n sequences that weigh anything."""
         estimate = estimate_ratio(sums, n)
         if estimate is None or not self.share:
             return estimate
+        if n == 1 or estimate.high - estimate.low < 1e-6:
+            # All sequences alike: no variance to go by, so each is taken for one observation.
+            return estimate_share(estimate.value * n, n)
         return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), n)

@@ -252,7 +252,8 @@ class GPT(nn.Module):
         """Logits of z for query q after the first shots_Q[q] examples of each context, (B, Q, V).
 
         As if each query followed the shortened context by itself, but in one pass: the queries' tokens come after the
-        whole context, at the positions they would have, and see only the examples that are theirs.
+        whole context, at the positions they would have, and see only the examples that are theirs. No entry of shots_Q
+        may be over the number of examples of the context.
         """
         device = context_BT.device
         n_context, n_queries = context_BT.shape[1], len(queries_QK)

@@ -12,8 +12,8 @@ The zero input is c = 0 times anything and the empty linear combination: `RatioM
 it by 0, with no example needed, and learn nothing from it.
 
 Where examples contradict each other (wrong labels), the Bayes learners weigh tasks by the labels they explain, under a
-stated rate of wrong ones. `RatioMatching` and `Copy` go by the earliest example that applies, `ModularRegression` by
-the earliest linearly independent ones.
+stated rate or number of wrong ones. `RatioMatching` and `Copy` go by the earliest example that applies,
+`ModularRegression` by the earliest linearly independent ones.
 
 Shapes: B sequences, S examples, T = S (K + 1) tokens, K = n_vars, N tasks, V = p numbers.
 """
@@ -42,7 +42,7 @@ _LARGEST_TABLE = 2**23
 """Answers (inputs x tasks) that a Bayes learner looks up; more are computed each time."""
 
 _TIE = 1e-6
-"""Log-probabilities nearer than this are equal: float32's rounding is smaller, any real difference larger."""
+"""Log-probabilities nearer than this are equal: a few times the rounding of float32."""
 
 
 class Predictor(Protocol):
@@ -80,18 +80,22 @@ class ModelPredictor:
             self.model.train(training)
 
 
+def _check_family(p: int, n_vars: int) -> None:
+    if p < 2 or n_vars < 1:
+        raise UserError(f"p is {p} and n_vars {n_vars}; a predictor needs p >= 2 and n_vars >= 1.")
+
+
 class _Exact:
     """What the exact learners share: p, n_vars, and tables that follow the tokens to their device."""
 
     def __init__(self, p: int, n_vars: int) -> None:
-        if p < 2 or n_vars < 1:
-            raise UserError(f"p is {p} and n_vars {n_vars}; a predictor needs p >= 2 and n_vars >= 1.")
+        _check_family(p, n_vars)
         self.p = p
         self.n_vars = n_vars
         self._tables: dict[str, Tensor] = {}
 
     def _add_table(self, name: str, values: IntArray) -> None:
-        self._tables[name] = torch.from_numpy(values)
+        self._tables[name] = torch.from_numpy(values.copy())
 
     def _get_table(self, name: str, device: torch.device) -> Tensor:
         if self._tables[name].device != device:
@@ -121,13 +125,16 @@ class _Exact:
 class _BayesLearner(_Exact):
     """The posterior over given tasks, from a uniform prior, as a distribution over the true z of every query."""
 
-    def __init__(self, tasks: IntArray, p: int, noise: float) -> None:
-        super().__init__(p, tasks.shape[1])
+    def __init__(self, tasks: IntArray, p: int, noise: float, wrong: tuple[int, int] | None = None) -> None:
+        super().__init__(p, tasks.shape[1] if tasks.ndim == 2 else 0)
+        if wrong is not None and not 0 <= wrong[0] <= wrong[1]:
+            raise UserError(f"wrong is {wrong}; it has to be a number of wrong labels and, at least it, of all labels.")
         if not 0 <= noise <= 1:
             raise UserError(f"noise is {noise}; the rate of wrong labels is between 0 and 1.")
-        if len(tasks) == 0 or tasks.min() < 0 or tasks.max() >= p:
-            raise UserError(f"A learner's tasks are vectors of numbers from 0 to p - 1 = {p - 1}, at least one.")
+        if tasks.size == 0 or tasks.dtype.kind != "i" or tasks.min() < 0 or tasks.max() >= p:
+            raise UserError(f"A learner's tasks are vectors of whole numbers from 0 to p - 1 = {p - 1}, at least one.")
         self.noise = noise
+        self.wrong = wrong
         self._add_table("tasks", tasks)
         if len(tasks) * p**self.n_vars <= _LARGEST_TABLE:
             self._add_table("answers", make_vectors(p, self.n_vars) @ tasks.T % p)
@@ -143,7 +150,9 @@ class _BayesLearner(_Exact):
         match_BSN = answer_BSN == get_targets(tokens_BT, self.n_vars)[..., None]
         # Labels that a task explains, of the examples before this one: all there is to know about the context.
         fit_BSN = match_BSN.cumsum(1, dtype=torch.float32) - match_BSN.float()
-        if self.noise in (0, 1):
+        if self.wrong is not None:
+            weight_BSN = self._weigh_by_count(fit_BSN.long(), *self.wrong)
+        elif self.noise in (0, 1):
             # The limit of rates that go to 0: the tasks that explain the most labels, all of them where any does so.
             best_BS1 = (fit_BSN.amax if self.noise == 0 else fit_BSN.amin)(-1, keepdim=True)
             weight_BSN = (fit_BSN == best_BS1).float()
@@ -153,6 +162,22 @@ class _BayesLearner(_Exact):
             weight_BSN = (log_odds * fit_BSN.double()).softmax(-1)
         mass_BSV = weight_BSN.new_zeros(*answer_BSN.shape[:2], self.p).scatter_add_(-1, answer_BSN, weight_BSN)
         return (mass_BSV / mass_BSV.sum(-1, keepdim=True)).log().float()
+
+    def _weigh_by_count(self, fit_BSN: Tensor, m: int, n: int) -> Tensor:
+        """Posterior weights where just m of the first n labels are wrong, at places equally likely."""
+        n_shots = fit_BSN.shape[1]
+        if n_shots > n + 1:
+            raise UserError(f"wrong={(m, n)} speaks of {n} labels and a context shows {n_shots - 1} before its last z.")
+        # After k examples, a task that explains all but w labels has the likelihood C(n - k, m - w) / (p - 1)^w.
+        table_SS = torch.full((n_shots, n_shots), -math.inf, dtype=torch.float64)
+        for k in range(n_shots):
+            for w in range(max(0, m - n + k), min(k, m) + 1):
+                table_SS[k, k - w] = math.log(math.comb(n - k, m - w)) - (w * math.log(self.p - 1) if w else 0)
+        shot_S1 = torch.arange(n_shots, device=fit_BSN.device)[:, None]
+        log_weight_BSN = table_SS.to(fit_BSN.device)[shot_S1, fit_BSN]
+        # A context that cannot be, since no task has so few or so many wrong labels, says nothing.
+        possible_BS1 = log_weight_BSN.isfinite().any(-1, keepdim=True)
+        return torch.where(possible_BS1, log_weight_BSN, 0.0).softmax(-1)
 
     def _answer_all(self, tokens_BT: Tensor) -> Tensor:
         """The z that every task has for every example's input, (B, S, N)."""
@@ -171,10 +196,12 @@ class IdealLearner(_BayesLearner):
 
     `noise` is the chance that a shown label was replaced by one of the p - 1 wrong ones, each equally likely; 0 is the
     limit of small rates, which is the exact posterior where some task explains every label, and 1 that of large ones.
+    With `wrong` = (m, n) instead, just m of the first n labels are wrong, at places equally likely.
     """
 
-    def __init__(self, p: int = 29, n_vars: int = 2, noise: float = 0.0) -> None:
-        super().__init__(make_vectors(p, n_vars), p, noise)
+    def __init__(self, p: int = 29, n_vars: int = 2, noise: float = 0.0, wrong: tuple[int, int] | None = None) -> None:
+        _check_family(p, n_vars)
+        super().__init__(make_vectors(p, n_vars), p, noise, wrong)
 
 
 class PretrainLearner(_BayesLearner):
@@ -217,7 +244,7 @@ class RatioMatching(_Exact):
         line, scale = (self._get_table(name, tokens_BT.device) for name in ("line", "scale"))
         index_BS = self._index_inputs(tokens_BT)
         scale_BS = scale[index_BS]
-        return *_find_first(line[index_BS], scale_BS != 0), scale_BS
+        return *_find_first(line[index_BS]), scale_BS
 
 
 class ModularRegression(_Exact):
@@ -269,7 +296,7 @@ class Copy(_Exact):
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Log-probabilities of z at every shot, (B, S, p) float32."""
         index_BS = self._index_inputs(tokens_BT)
-        first_BS, found_BS = _find_first(index_BS, torch.ones_like(index_BS, dtype=torch.bool))
+        first_BS, found_BS = _find_first(index_BS)
         return self._answer(get_targets(tokens_BT, self.n_vars).gather(1, first_BS), found_BS)
 
 
@@ -304,10 +331,9 @@ def pick_answers(likeliest_BSV: Tensor, key: int) -> Tensor:
     return torch.where(likeliest_BSV, toss_BSV, -1).argmax(-1)
 
 
-def _find_first(label_BS: Tensor, counts_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """For each example the first before it that counts and has its label (0 if there is none), and whether there is."""
-    same_BSS = (label_BS[:, :, None] == label_BS[:, None, :]) & counts_BS[:, None, :]
-    same_BSS = same_BSS.tril(-1)
+def _find_first(label_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """For each example the first before it that has its label (0 if there is none), and whether there is one."""
+    same_BSS = (label_BS[:, :, None] == label_BS[:, None, :]).tril(-1)
     return same_BSS.int().argmax(-1), same_BSS.any(-1)
 
 

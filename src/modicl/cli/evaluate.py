@@ -46,7 +46,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Corrupt:
-    """Accuracy with wrong labels in the context, against the ideal learner that knows their rate.
+    """Accuracy with wrong labels in the context, against the ideal learner that knows their number.
 
     Two series on each of the four sets: numbers of wrong labels at random places, and one at each place. The table is
     kept in RUN/evaluations; modicl figure corruption draws it.
@@ -167,8 +167,6 @@ def run_corrupt(args: Corrupt) -> int:
     device = resolve_device(args.device)
     checkpoint = run.load(args.checkpoint, warn)
     context = checkpoint.config.data.n_examples - 1
-    if context < 1:
-        raise UserError(f"{run.path} has one example a context, so no label is ever shown.")
     wrong = [0, *(2**i for i in range(context.bit_length()) if 2**i <= context / 2)]
     places = list(range(0, context, -(-context // 16) if context > 40 else 1))
     counts = wrong if not args.wrong else read_numbers("--wrong", args.wrong)

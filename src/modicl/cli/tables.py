@@ -127,7 +127,7 @@ def print_corruption(table: dict[str, Any]) -> None:
         part = table[name]
         some = next(iter((part["counts"] or part["places"]).values()))["model"]
         title = f"{name}: accuracy after {len(some['accuracy_by_shot']) - 1} examples ({some['loss']['n']} sequences)"
-        grid = _make_grid(title, ["model", "95 % interval", "ideal, told the rate"])
+        grid = _make_grid(title, ["model", "95 % interval", "ideal, told the number"])
         for kind, label in (("counts", "{} wrong"), ("places", "wrong at {}")):
             for value, scores in part[kind].items():
                 own, ideal = scores["model"]["last_accuracy"], scores["ideal"]["last_accuracy"]

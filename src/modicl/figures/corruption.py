@@ -16,7 +16,7 @@ def plot_corruption(table: dict[str, Any]) -> Figure:
     """By shot on each of the four sets; `table` is one of `modicl corrupt`.
 
     Above, numbers of wrong labels at random places: the model's accuracy (lines) and that of the ideal learner, told
-    the rate (dashes). Below, a single wrong label at each place: how much accuracy the model loses against no wrong
+    their number (dashes). Below, a single wrong label at each place: how much accuracy the model loses against no wrong
     label, if that was measured, else its accuracy.
     """
     figure = make_figure(WIDE, 3.9)
