@@ -355,3 +355,18 @@ def test_defaults_are_the_papers():
     config = presets.paper_d4()
     assert (config.optim.lr, config.optim.weight_decay, config.optim.warmup_steps) == (1.5e-4, 2.0, 10_000)
     assert (config.train.steps, config.data.batch_size, config.model.d_model) == (200_000, 1024, 512)
+
+
+def test_a_run_has_the_threads_of_its_config_and_leaves_torch_its_own(tmp_path):
+    before = torch.get_num_threads()
+    config = replace_field(replace_field(presets.tiny(), "train.steps", 2), "train.threads", before + 1)
+    seen = []
+
+    class Looker(SilentReporter):
+        def step(self, step):
+            seen.append(torch.get_num_threads())
+
+    run = train(config, tmp_path / "run", reporter=Looker())
+    assert set(seen) == {before + 1}
+    assert json.loads((run.path / "environment.json").read_text())["threads"] == before + 1
+    assert torch.get_num_threads() == before

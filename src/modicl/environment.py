@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         asks = (getattr(torch.cpu, ask, None) for ask in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         native = any(ask() for ask in asks if ask)
     return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """While open, torch computes with so many CPU threads; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from modicl.config import MEASURES, RunConfig, UserError
 from modicl.cost import estimate_disk_use, format_bytes
 from modicl.data import get_targets, make_train_sampler
-from modicl.environment import describe_environment, resolve_device, resolve_dtype
+from modicl.environment import describe_environment, resolve_device, resolve_dtype, use_threads
 from modicl.evaluation import MONITOR, evaluate
 from modicl.files import append_line, explain_os_errors, write_json
 from modicl.metrics import measure_loss
@@ -104,17 +104,17 @@ def train(
     has ended by itself. Raises `UserError` (a bad config or folder, a run that is finished), `InterruptedRun` (Ctrl-C
     or SIGTERM; it has saved) and `DivergedError` (a loss that is not finite; the last checkpoint is from before it).
     """
-    if resume:
-        trainer = _resume(load_run(folder))
-    elif config is not None:
-        trainer = _start(config, Path(folder), force)
-    else:
+    run = load_run(folder) if resume else None
+    config = run.config if run else config
+    if config is None:
         raise UserError("train needs a config, or resume=True with the folder of a run.")
-    return trainer.run_to_end(reporter or SilentReporter())
+    config.check()
+    with use_threads(config.train.threads):
+        trainer = _resume(run) if run else _start(config, Path(folder), force)
+        return trainer.run_to_end(reporter or SilentReporter())
 
 
 def _start(config: RunConfig, folder: Path, force: bool) -> Trainer:
-    config.check()
     device = resolve_device(config.train.device)
     split = make_split(config)
     if folder.exists() and not (folder / "config.json").exists():
