@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from modicl.residues import (
     IntArray,
     find_multiples,
+    find_primitive_roots,
     index_vectors,
     is_prime,
     make_inverses,
     make_lines,
+    make_logarithms,
     make_vectors,
 )
 
@@ -141,3 +143,38 @@ def test_lines_hold_a_vector_and_those_that_are_its_multiples(p: int, n_vars: in
         same = set(np.flatnonzero((line == line[i]) & (scale != 0)).tolist())
         assert same == {i, *table[i, : counts[i]].tolist()} - {0}
     assert len(set(line[1:].tolist())) == (p**n_vars - 1) // (p - 1)
+
+
+def list_powers(root: int, p: int) -> list[int]:
+    """root^0, root^1, ... by multiplication, p - 1 of them."""
+    powers = [1]
+    while len(powers) < p - 1:
+        powers.append(powers[-1] * root % p)
+    return powers
+
+
+@pytest.mark.parametrize("p", PRIMES)
+def test_primitive_roots_are_those_whose_powers_are_everything_but_0(p: int) -> None:
+    everything = set(range(1, p))
+    assert find_primitive_roots(p) == [g for g in range(1, p) if set(list_powers(g, p)) == everything]
+    assert len(find_primitive_roots(p)) == sum(math.gcd(k, p - 1) == 1 for k in range(1, p))
+
+
+def test_the_papers_base_27_is_a_primitive_root_modulo_29() -> None:
+    assert find_primitive_roots(29) == [2, 3, 8, 10, 11, 14, 15, 18, 19, 21, 26, 27]
+
+
+@pytest.mark.parametrize("p", PRIMES)
+def test_make_logarithms_inverts_powers_for_every_primitive_root(p: int) -> None:
+    for root in find_primitive_roots(p):
+        logarithms = make_logarithms(p, root)
+        assert logarithms.dtype == np.int64
+        assert logarithms.tolist() == [-1] + [list_powers(root, p).index(c) for c in range(1, p)]
+
+
+@pytest.mark.parametrize("p", [2, 3, 5, 7, 29, 4, 8, 9, 15])
+def test_make_logarithms_refuses_every_other_root(p: int) -> None:
+    roots = [g for g in range(1, p) if sorted(list_powers(g, p)) == list(range(1, p))]
+    for root in set(range(p)) - set(roots):
+        with pytest.raises(ValueError, match=f"^{root} is not a primitive root modulo {p}.$"):
+            make_logarithms(p, root)

@@ -1,0 +1,271 @@
+"""All analyses of one checkpoint by their names: what each needs, computes and says in a few lines.
+
+`ANALYSES[name](request)` gives the named tables of an analysis (plain values), `describe(name, tables)` the numbers
+that matter most, as (what, value, rest of the sentence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modicl.config import RunConfig, UserError, suggest
+from modicl.data import make_evaluation_sampler
+from modicl.evaluation import REPORT
+from modicl.interp.attention import average_patterns, score_heads
+from modicl.interp.causal import Method, ablate, patch
+from modicl.interp.contributions import contribute
+from modicl.interp.lens import logit_lens
+from modicl.interp.pca import analyze_heads
+from modicl.interp.probes import probe
+from modicl.interp.similarity import analyze_similarity, compute_similarity, read_features
+from modicl.interp.spectra import ablate_spectrum, analyze_embedding, analyze_neurons
+from modicl.model import GPT
+from modicl.tasks import TaskSplit
+
+Tables = dict[str, Any]
+"""Named plain values, a figure's worth each."""
+
+Line = tuple[str, float, str]
+"""A number that matters: its name, the same at every checkpoint, its value, and where it is."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to analyze: a model with its run's config and split, one task, the shots to look at, how much to draw."""
+
+    model: GPT
+    config: RunConfig
+    split: TaskSplit
+    task: list[int]
+    shots: list[int]
+    set_name: str = "ood_test"
+    n_sequences: int = 512
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+
+def _attention(r: Request) -> Tables:
+    sampler = make_evaluation_sampler(r.config, r.split, r.set_name, r.n_sequences, REPORT, r.device)
+    tokens_BT = sampler.batch(0)
+    return {"patterns": average_patterns(r.model, tokens_BT), "heads": score_heads(r.model, tokens_BT)}
+
+
+def _circles(r: Request) -> Tables:
+    reads = ["y", "z"] if any(r.task) else ["y"]
+    return {
+        "circles": analyze_heads(r.model, r.split, r.task, r.shots, reads, with_coordinates=True, seed=r.seed),
+    }
+
+
+def _spectra(r: Request) -> Tables:
+    return {
+        "embedding": analyze_embedding(r.model, seed=r.seed),
+        "neurons": analyze_neurons(r.model, r.split, r.task, r.shots[-1], seed=r.seed),
+        **{
+            basis: ablate_spectrum(r.model, r.config, r.split, r.n_sequences, basis)
+            for basis in ("additive", "multiplicative")
+        },
+    }
+
+
+def _similarity(r: Request) -> Tables:
+    scores = analyze_similarity(r.model, r.split, r.task, r.shots[-1], seed=r.seed)
+    # The matrix of the place that follows the ratio most, at the token where z is predicted.
+    best = max(
+        (place for place in scores["places"] if place["read"] == "y"),
+        key=lambda place: place["scores"]["ratio"]["beyond"]["adjusted"] or 0.0,
+    )
+    features = read_features(r.model, r.split, r.task, r.shots[-1], "train", r.seed)
+    matrix = compute_similarity(features[best["place"]]["y"]).round(3).tolist()
+    return {"scores": scores, "matrix": {"p": r.split.p, "place": best["place"], "read": "y", "similarity": matrix}}
+
+
+def _lens(r: Request) -> Tables:
+    return {"lens": logit_lens(r.model, r.config, r.split, r.n_sequences, r.device)}
+
+
+def _ablation(r: Request) -> Tables:
+    methods: tuple[Method, ...] = ("mean", "resample", "zero")
+    return {m: ablate(r.model, r.config, r.split, r.n_sequences, m, device=r.device) for m in methods}
+
+
+def _patching(r: Request) -> Tables:
+    return {"patching": patch(r.model, r.config, r.split, r.set_name, min(r.n_sequences, 64), device=r.device)}
+
+
+def _contributions(r: Request) -> Tables:
+    return {"contributions": contribute(r.model, r.config, r.split, r.set_name, r.n_sequences, r.device)}
+
+
+def _probes(r: Request) -> Tables:
+    return {"probes": probe(r.model, r.config, r.split, r.shots, seed=r.seed)}
+
+
+ANALYSES: dict[str, Callable[[Request], Tables]] = {
+    "attention": _attention,
+    "circles": _circles,
+    "spectra": _spectra,
+    "similarity": _similarity,
+    "lens": _lens,
+    "ablation": _ablation,
+    "patching": _patching,
+    "contributions": _contributions,
+    "probes": _probes,
+}
+"""The analyses in the order in which they are run; docs/interpretability.md says what each measures."""
+
+
+def check_names(names: list[str]) -> None:
+    """Raise `UserError` for a name that is no analysis."""
+    for name in names:
+        if name not in ANALYSES:
+            raise UserError(
+                f"There is no analysis {name!r}: take some of {', '.join(ANALYSES)}, or all.{suggest(name, ANALYSES)}"
+            )
+
+
+def describe(name: str, tables: Tables) -> list[Line]:
+    """The few numbers of an analysis that matter most."""
+    return _DESCRIPTIONS[name](tables)
+
+
+def _describe_attention(tables: Tables) -> list[Line]:
+    lines = []
+    heads = tables["heads"]["heads"]
+    groups = {
+        "same_input_z": "z of earlier examples with the same input",
+        "same_line_z": "z of earlier examples on the query's line",
+        "previous_z": "the z just before",
+    }
+    for group, meaning in groups.items():
+        found = [
+            (head[group]["ratio"]["overall"]["value"], layer, number)
+            for layer, row in enumerate(heads)
+            for number, head in enumerate(row)
+            if head[group]["ratio"]["overall"] is not None
+        ]
+        if found:
+            ratio, layer, number = max(found)
+            lines.append(
+                (f"attention to {group}, over even", ratio, f"{meaning}: most in blocks.{layer} head {number}")
+            )
+    return lines
+
+
+def _describe_circles(tables: Tables) -> list[Line]:
+    rings = [(entry, entry["scores"]["outer"]) for entry in tables["circles"]["heads"]]
+    found = [(entry, ring) for entry, ring in rings if ring["p_value"] <= 0.05 and ring["circle"]]
+    lines = [("circles, share of heads and tokens", len(found) / len(rings), "with an outer ring at p <= 0.05")]
+    if found:
+        entry, ring = max(found, key=lambda pair: pair[1]["share"])
+        where = f"blocks.{entry['layer']} head {entry['head']} at {entry['read']} after {entry['shot']} examples"
+        order = f"{ring['label']} by {ring['order']}, frequency {ring['frequency']}, p = {ring['p_value']:.3g}"
+        lines.append(("largest ring, share of variance", ring["share"], f"{where}: {order}"))
+    return lines
+
+
+def _describe_spectra(tables: Tables) -> list[Line]:
+    lines = []
+    for basis in ("additive", "multiplicative"):
+        part = tables["embedding"][basis]
+        lines.append((f"embedding, Gini of {basis} power", part["gini"], f"p = {part['p_value']:.3g} by relabelling"))
+    kept = tables["multiplicative"]["kept"]
+    whole = tables["multiplicative"]["whole"]["ood_test"]["accuracy"]["value"]
+    few = next((k for k in kept if k["scores"]["ood_test"]["accuracy"]["value"] >= 0.8 * whole), kept[-1])
+    frequencies = ", ".join(map(str, few["frequencies"]))
+    lines.append(
+        (
+            "frequencies that keep 80 % of ood_test",
+            len(few["frequencies"]),
+            f"multiplicative ones of the embedding: {frequencies}",
+        )
+    )
+    return lines
+
+
+def _describe_similarity(tables: Tables) -> list[Line]:
+    lines = []
+    for grouping in ("x", "y", "ratio", "z"):
+        places = [
+            (place["scores"][grouping]["beyond"]["adjusted"], place["place"])
+            for place in tables["scores"]["places"]
+            if place["read"] == "y" and place["scores"][grouping]["beyond"]["adjusted"] is not None
+        ]
+        if places:
+            value, place = max(places)
+            lines.append((f"similarity by {grouping}, beyond the others", value, f"most in {place}, at y"))
+    return lines
+
+
+def _describe_lens(tables: Tables) -> list[Line]:
+    stops = tables["lens"]["sets"]["ood_test"]
+    return [
+        (f"lens at {stop}", scores["last_accuracy"]["value"], "last-shot accuracy on ood_test")
+        for stop, scores in stops.items()
+    ]
+
+
+def _describe_ablation(tables: Tables) -> list[Line]:
+    without = tables["mean"]["sets"]["ood_test"]["without"]
+    losses = {part: -entry["difference"]["last_accuracy"]["value"] for part, entry in without.items()}
+    ranked = sorted(losses, key=lambda part: -losses[part])
+    return [
+        (f"accuracy lost on ood_test, rank {rank}", losses[part], f"without {part} (its mean instead)")
+        for rank, part in enumerate(ranked[:3], start=1)
+    ]
+
+
+def _describe_patching(tables: Tables) -> list[Line]:
+    table = tables["patching"]
+    parts = {f"blocks.{layer}.mlp": e for layer, e in enumerate(table["mlps"]["all"])}
+    for layer, row in enumerate(table["heads"]["all"]):
+        parts |= {f"blocks.{layer}.head.{number}": estimate for number, estimate in enumerate(row)}
+    found = {part: estimate["value"] for part, estimate in parts.items() if estimate is not None}
+    ranked = sorted(found, key=lambda part: -found[part])
+    return [
+        (f"answer recovered, rank {rank}", found[part], f"by patching {part} at all tokens")
+        for rank, part in enumerate(ranked[:3], start=1)
+    ]
+
+
+def _describe_contributions(tables: Tables) -> list[Line]:
+    table = tables["contributions"]
+    parts = {f"blocks.{layer}.mlp": ratios for layer, ratios in enumerate(table["mlps"])}
+    for layer, row in enumerate(table["heads"]):
+        parts |= {f"blocks.{layer}.head.{number}": ratios for number, ratios in enumerate(row)}
+    last = {part: ratios["by_shot"][-1]["value"] for part, ratios in parts.items()}
+    ranked = sorted(last, key=lambda part: -last[part])
+    return [
+        (f"direct contribution, rank {rank}", last[part], f"of {part} to the right logit at the last shot")
+        for rank, part in enumerate(ranked[:3], start=1)
+    ]
+
+
+def _describe_probes(tables: Tables) -> list[Line]:
+    lines = []
+    for target in ("a", "b", "ratio", "seen"):
+        entries = [entry for entry in tables["probes"]["scores"] if entry["target"] == target and entry["probe"]]
+        if entries:
+            best = max(entries, key=lambda entry: entry["probe"][0]["value"])
+            beside = f"best at {best['place']} after {best['shot']} examples, over layers"
+            if best["shuffled"]:
+                beside += f"; {best['shuffled'][0]['value']:.3f} with shuffled labels"
+            lines.append((f"probe for {target}, accuracy", best["probe"][0]["value"], beside))
+    return lines
+
+
+_DESCRIPTIONS: dict[str, Callable[[Tables], list[Line]]] = {
+    "attention": _describe_attention,
+    "circles": _describe_circles,
+    "spectra": _describe_spectra,
+    "similarity": _describe_similarity,
+    "lens": _describe_lens,
+    "ablation": _describe_ablation,
+    "patching": _describe_patching,
+    "contributions": _describe_contributions,
+    "probes": _describe_probes,
+}

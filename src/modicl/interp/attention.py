@@ -1,0 +1,140 @@
+"""Where heads look: mean attention patterns, and how much of a head's attention falls on tokens that could help.
+
+A head is scored by its **mass** on groups of tokens, and by its **ratio** to the mass that attention spread evenly over
+all visible tokens would have there: 1 is a head that does not care. The groups follow what a learner of the paper could
+use (arXiv 2406.02550, section on interpretability): `same_line` is Ratio Matching, `same_input` copying.
+
+Models are in evaluation mode, as `Checkpoint.make_model` gives them.
+
+Shapes: B sequences, S examples, K = n_vars, T = S (K + 1) tokens, H heads, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from modicl.config import UserError
+from modicl.data import get_inputs, get_targets
+from modicl.metrics import RatioTally
+from modicl.model import GPT
+from modicl.residues import is_prime, make_lines
+from modicl.taps import run_with_cache
+
+_CHUNK_TOKENS = 2**15
+"""Tokens a forward pass takes at once (but a whole sequence at least)."""
+
+
+def average_patterns(model: GPT, tokens_BT: Tensor, example: int = 0) -> dict[str, Any]:
+    """Every head's attention pattern, averaged over sequences, and that of one of them.
+
+    Plain values: `n_sequences`, `mean` [L][H][T][T] (row: the token that looks; rows sum to 1, 0 above the diagonal)
+    and `example` with its `tokens` [T] and `pattern` [L][H][T][T]. Raises `UserError` where there is no such example.
+    """
+    if not 0 <= example < len(tokens_BT):
+        raise UserError(f"There is no sequence {example}: these are {len(tokens_BT)}, counted from 0.")
+    total_LHTT = torch.zeros((), dtype=torch.float64)
+    for chunk_BT in _split(tokens_BT):
+        total_LHTT = total_LHTT + torch.stack([pattern.double().sum(0) for pattern in _get_patterns(model, chunk_BT)])
+    one_LHTT = torch.cat(_get_patterns(model, tokens_BT[example : example + 1]))
+    return {
+        "n_sequences": len(tokens_BT),
+        "mean": (total_LHTT / len(tokens_BT)).tolist(),
+        "example": {"tokens": tokens_BT[example].tolist(), "pattern": one_LHTT.tolist()},
+    }
+
+
+def score_heads(model: GPT, tokens_BT: Tensor, read: Literal["input", "z"] = "input") -> dict[str, Any]:
+    """Every head's attention to groups of tokens, read at one token of each example.
+
+    `read` is that token: the last of the input, where z is predicted, or z itself (which in the last layer no output
+    depends on). The groups, for the example read:
+
+    - `own_x1` ... `own_xK`: its own input, token by token; with read="z" also `own_z`. The last is the token itself.
+    - `previous_z`: the token just before this example, whatever it belongs to otherwise.
+    - `same_input_x`, `same_input_z`: input tokens and z of the earlier examples with this very input.
+    - `same_line_x`, `same_line_z`: those with another input on the same line through the origin. The zero input has no
+      line here.
+    - `other`: all else that is visible.
+
+    All but `previous_z`, which may be in one of the next two pairs, exclude each other.
+
+    Plain values: `read`, `n_sequences`, `uniform` {group: ratios} (the mass of even attention) and `heads` [L][H]
+    {group: {"mass": ratios, "ratio": ratios}}, where ratios hold `overall` and `by_shot` [S] estimates. A ratio is of
+    sums over sequences, and None where the group is empty in all of them. Raises `UserError` for a composite p.
+    """
+    if not is_prime(model.p):
+        raise UserError(f"Lines through the origin need a prime modulus, and this model's is {model.p}.")
+    start = model.n_vars - 1 if read == "input" else model.n_vars
+    uniform: dict[str, RatioTally] = {}
+    tallies: dict[tuple[int, int, str], tuple[RatioTally, RatioTally]] = {}
+    for chunk_BT in _split(tokens_BT):
+        groups = _find_groups(model, chunk_BT, start)
+        sees_S = _read_at(chunk_BT.shape[1], start, model.n_vars, chunk_BT.device) + 1
+        even = {name: mask_BST.sum(-1) / sees_S for name, mask_BST in groups.items()}
+        for name, even_BS in even.items():
+            uniform.setdefault(name, RatioTally()).add(even_BS)
+        for layer, pattern_BHTT in enumerate(_get_patterns(model, chunk_BT)):
+            pattern_BHST = pattern_BHTT[:, :, start :: model.n_vars + 1].double()
+            for name, mask_BST in groups.items():
+                mass_BHS = torch.einsum("bhst,bst->bhs", pattern_BHST, mask_BST)
+                for head, mass_BS in enumerate(mass_BHS.unbind(1)):
+                    mass, ratio = tallies.setdefault((layer, head, name), (RatioTally(), RatioTally()))
+                    mass.add(mass_BS)
+                    ratio.add(mass_BS, even[name])
+    heads: dict[tuple[int, int], dict[str, Any]] = {}
+    for (layer, head, name), (mass, ratio) in tallies.items():
+        heads.setdefault((layer, head), {})[name] = {"mass": asdict(mass.score()), "ratio": asdict(ratio.score())}
+    n_heads = len(heads) // len(model.blocks)
+    return {
+        "read": read,
+        "n_sequences": len(tokens_BT),
+        "uniform": {name: asdict(tally.score()) for name, tally in uniform.items()},
+        "heads": [[heads[layer, head] for head in range(n_heads)] for layer in range(len(model.blocks))],
+    }
+
+
+def _split(tokens_BT: Tensor) -> tuple[Tensor, ...]:
+    return tokens_BT.split(max(1, _CHUNK_TOKENS // tokens_BT.shape[1]))
+
+
+def _get_patterns(model: GPT, tokens_BT: Tensor) -> list[Tensor]:
+    """The attention pattern (B, H, T, T) of each layer."""
+    names = [f"blocks.{layer}.attn.pattern" for layer in range(len(model.blocks))]
+    cache = run_with_cache(model, tokens_BT, names)[1]
+    return [cache[name] for name in names]
+
+
+def _read_at(n_tokens: int, start: int, n_vars: int, device: torch.device) -> Tensor:
+    """The token of each example that looks, (S,)."""
+    return torch.arange(start, n_tokens, n_vars + 1, device=device)
+
+
+def _find_groups(model: GPT, tokens_BT: Tensor, start: int) -> dict[str, Tensor]:
+    """Which visible tokens are in each group for each example, 1 or 0 in float64 (B, S, T)."""
+    p, n_vars, device = model.p, model.n_vars, tokens_BT.device
+    index_BS = torch.zeros_like(get_targets(tokens_BT, n_vars))
+    for x_BS in get_inputs(tokens_BT, n_vars).unbind(-1):
+        index_BS = index_BS * p + x_BS
+    same_input_BSS = index_BS[:, :, None] == index_BS[:, None, :]
+    # The zero input is alone on line 0.
+    line_BS = torch.from_numpy(make_lines(p, n_vars)[0]).to(device)[index_BS]
+    same_line_BSS = (line_BS[:, :, None] == line_BS[:, None, :]) & ~same_input_BSS
+
+    token_T = torch.arange(tokens_BT.shape[1], device=device)
+    example_T, place_T = token_T // (n_vars + 1), token_T % (n_vars + 1)
+    read_S1 = _read_at(len(token_T), start, n_vars, device)[:, None]
+    own_ST = example_T == example_T[read_S1]
+    names = [f"x{k + 1}" for k in range(n_vars)] + ["z"]
+    groups = {f"own_{names[place]}": own_ST & (place_T == place) for place in range(start + 1)}
+    groups["previous_z"] = token_T == read_S1 - start - 1
+    for name, pair_BSS in (("same_input", same_input_BSS), ("same_line", same_line_BSS)):
+        pair_BST = pair_BSS.tril(-1)[:, :, example_T]
+        groups |= {f"{name}_x": pair_BST & (place_T < n_vars), f"{name}_z": pair_BST & (place_T == n_vars)}
+    other_BST = (token_T <= read_S1).expand(len(tokens_BT), -1, -1)
+    for mask_BST in groups.values():
+        other_BST = other_BST & ~mask_BST
+    return {name: mask.expand_as(other_BST).double() for name, mask in (groups | {"other": other_BST}).items()}
