@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from modicl import load_run, presets, train
+from modicl.analysis import ANALYSES
 from modicl.cli import main
 from modicl.config import SETS
 from modicl.evaluation import evaluate
-from modicl.predictors import ModelPredictor
+from modicl.predictors import PREDICTORS, ModelPredictor
 from modicl.presets import PRESETS
+
+FEW = ["--sequences", "60"]
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,11 @@ def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(presets.tiny(), folder / "tiny")
     return folder
+
+
+def copy_run(runs: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-r", str(runs / "tiny"), str(target)], check=True)
+    return target
 
 
 @pytest.fixture
@@ -41,7 +49,7 @@ def modicl(monkeypatch, capsys):
 def test_help_of_every_command(modicl):
     code, out, _ = modicl("--help")
     assert code == 0
-    for command in ("train", "evaluate", "corrupt", "figure", "presets"):
+    for command in ("train", "evaluate", "corrupt", "analyze", "figure", "presets"):
         assert f"  {command} " in out
         code, out_command, _ = modicl(command, "--help")
         assert code == 0
@@ -71,6 +79,62 @@ def test_train_evaluate_figure_from_end_to_end(modicl, tmp_path):
         assert code == 0
         for file in out.split():
             assert Path(file).stat().st_size > 5000
+
+
+def test_comparison_grids_and_corruption_from_end_to_end(modicl, runs, tmp_path):
+    run = copy_run(runs, tmp_path / "run")
+    code, out, _ = modicl("evaluate", run, "--against", "all", "--sequences", 60)
+    assert code == 0
+    assert all(f" {who} " in out for who in ("model", *PREDICTORS))
+    code, out, _ = modicl("evaluate", run, "--against", "ideal,pretrain,ratio,regression", "--over-training", *FEW)
+    assert code == 0
+    assert "position" in out
+    code, out, _ = modicl("corrupt", run, "--wrong", "0,3", "--places", "0,5", *FEW)
+    assert code == 0
+    assert "3 wrong" in out
+    assert "wrong at 5" in out
+    assert modicl("evaluate", run, "--examples", 12, *FEW)[0] == 0
+    figures = (
+        "against",
+        "lines",
+        "training",
+        "corruption",
+        "shots --examples 12",
+        "kshot --task 1,2 --against regression",
+    )
+    for words in figures:
+        what, *options = words.split()
+        code, out, _ = modicl("figure", what, run, *options)
+        assert code == 0
+        assert all(Path(file).stat().st_size > 5000 for file in out.split())
+    for command in (["evaluate", run, "--against", "copy"], ["corrupt", run, "--places", "1"]):
+        code, out, _ = modicl(*command, *FEW, "--json")
+        assert code == 0
+        assert "ood_test" in json.loads(out)
+
+
+def test_every_analysis_from_end_to_end(modicl, runs, tmp_path):
+    run = copy_run(runs, tmp_path / "run")
+    code, out, _ = modicl("analyze", run, *FEW)
+    assert code == 0
+    for name in ANALYSES:
+        assert f"\n{name}\n" in out
+        assert list((run / "analyses").glob(f"{name}_*step_60.json"))
+    assert len(list((run / "figures").glob("*.pdf"))) >= len(ANALYSES)
+    code, out, _ = modicl("analyze", run, "--what", "lens,attention", "--over-training", *FEW)
+    assert code == 0
+    assert "lens at embed" in out
+    assert (run / "figures" / "over_training_lens_attention.pdf").exists()
+
+
+def test_composite_moduli_are_told_what_needs_a_prime(modicl, tmp_path):
+    options = ["--task.p=6", "--train.steps=2", "--folder", tmp_path, "--name", "six"]
+    assert modicl("train", "tiny", *options)[0] == 0
+    assert modicl("evaluate", tmp_path / "six", "--against", "ideal,copy", *FEW)[0] == 0
+    for command in (["evaluate", tmp_path / "six", "--against", "ratio"], ["analyze", tmp_path / "six"]):
+        code, _, err = modicl(*command)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "prime" in err
 
 
 def test_a_run_with_changed_settings_gets_a_name_of_its_own(modicl, tmp_path):
@@ -158,6 +222,30 @@ BAD_READING = {
     "no evaluation yet": (["figure", "shots", "{run}", "--checkpoint", "4"], "has no evaluation step_4 yet"),
     "unknown device": (["evaluate", "{run}", "--device", "gpu"], "take auto, cpu, cuda or cuda:N"),
     "unknown option": (["evaluate", "{run}", "--checkpoints", "1"], "Did you mean --checkpoint?"),
+    "not a number": (["evaluate", "{run}", "--sequences", "many"], "Error parsing --sequences"),
+    "no run": (["evaluate"], "Missing from modicl evaluate: RUN"),
+    "unknown figure": (["figure", "grid", "{run}"], "invalid choice 'grid'"),
+    "unknown learner": (["evaluate", "{run}", "--against", "ideal,copyy"], "Did you mean copy?"),
+    "learner twice": (["evaluate", "{run}", "--against", "copy,copy"], "names a learner twice"),
+    "course of nothing": (["evaluate", "{run}", "--over-training"], "name them with --against"),
+    "rate over 1": (["evaluate", "{run}", "--against", "ideal", "--noise", "1.5"], "noise is 1.5"),
+    "negative length": (["evaluate", "{run}", "--examples", "-3"], "it cannot be negative"),
+    "no comparison yet": (["figure", "against", "{run}"], "modicl evaluate {run} --against all --checkpoint 60"),
+    "no corruption yet": (["figure", "corruption", "{run}"], "make it with: modicl corrupt {run} --checkpoint 60"),
+    "task outside the field": (["figure", "kshot", "{run}", "--task", "1,5"], "a task is 2 numbers from 0 to 4"),
+    "task of one number": (["figure", "kshot", "{run}", "--task", "1"], "There is no task 1 in this run"),
+    "more shots than examples": (["figure", "kshot", "{run}", "--shots", "2,9"], "this context holds 8 examples"),
+    "shots that are words": (["figure", "kshot", "{run}", "--shots", "few"], "whole numbers with commas"),
+    "wrong labels over all": (["corrupt", "{run}", "--wrong", "8"], "a context of this run holds 7 labels"),
+    "no such place": (["corrupt", "{run}", "--places", "7"], "has places 0 to 6"),
+    "unknown analysis": (["analyze", "{run}", "--what", "circle"], "Did you mean circles?"),
+    "analysis of no set": (["analyze", "{run}", "--set", "test"], "the four sets are"),
+    "analysis outside the field": (["analyze", "{run}", "--task", "7,7"], "There is no task 7,7 in this run"),
+    "analysis after no context": (["analyze", "{run}", "--shots", "8"], "shows 1 to 7 examples before its last"),
+    "course of one checkpoint": (
+        ["analyze", "{run}", "--over-training", "--checkpoint", "4"],
+        "leave out --checkpoint",
+    ),
 }
 
 
@@ -166,12 +254,7 @@ def test_bad_reading_input_ends_in_one_sentence_and_code_2(modicl, runs, case):
     argv, words = BAD_READING[case]
     code, _, err = modicl(*(word.format(runs=runs, run=runs / "tiny") for word in argv))
     assert (code, err.count("\n")) == (2, 1)
-    assert words in err
-
-
-def copy_run(runs: Path, target: Path) -> Path:
-    subprocess.run(["cp", "-r", str(runs / "tiny"), str(target)], check=True)
-    return target
+    assert words.format(run=runs / "tiny") in err
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_evaluated(modicl, runs, tmp_path):

@@ -16,11 +16,12 @@ ROOMS = [
     ["interp", "interp.characters", "interp.attention", "interp.lens", "interp.causal", "interp.contributions"],
     ["interp.pca", "interp.similarity", "interp.probes"],
     ["interp.spectra"],
+    ["analysis"],
     ["progress", "figures", "figures.style"],
     [f"figures.{name}" for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption")],
     ["cli.parsing"],
     ["cli.tables"],
-    ["cli.train", "cli.evaluate", "cli.figure"],
+    ["cli.train", "cli.evaluate", "cli.analyze", "cli.figure"],
     ["cli"],
     ["__main__"],
 ]

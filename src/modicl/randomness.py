@@ -33,7 +33,13 @@ class Stream(enum.IntEnum):
     WEIGHTS = 10
     TIES = 11  # which of several equally likely numbers is the answer
     CORRUPTION = 12  # which labels are wrong, and how
-    GRID = 13  # context of a k-shot grid
+    GRID = 13  # single contexts, as of k-shot grids
+    DONORS = 14  # whose activation takes a part's place
+    TASK_PAIRS = 15  # tasks between which activations are patched
+    RINGS_NULL = 16  # relabellings, for p-values
+    SPECTRA_NULL = 17
+    SIMILARITY_NULL = 18
+    PROBES = 19  # a probe's contexts, which tasks it is fitted on, and its shuffled labels
 
 
 def _mix(value: int) -> int:

@@ -8,7 +8,8 @@
       timing.jsonl      wall-clock seconds, which are not
       checkpoints/step_<n>/   model.safetensors, optimizer.safetensors, meta.json (config, split, ...), SHA256SUMS
       evaluations/      tables of `modicl evaluate` and `modicl corrupt`, and of k-shot grids
-      figures/          what `modicl figure` drew
+      analyses/         tables of `modicl analyze`
+      figures/          what `modicl figure` and `modicl analyze` drew
       summary.json      written last: its presence means that the run is finished
 
 A checkpoint folder is enough by itself. Only the two newest keep their optimizer state. Nothing is ever unpickled.
@@ -201,7 +202,13 @@ class Run:
 
     def save_evaluation(self, name: str, table: dict[str, Any]) -> Path:
         """Keep a table under a name, in place of an earlier one, and return the file."""
-        file = self.path / "evaluations" / f"{name}.json"
+        return self._save_table(self.path / "evaluations" / f"{name}.json", table)
+
+    def save_analysis(self, name: str, table: dict[str, Any]) -> Path:
+        """The same for a table of `modicl analyze`."""
+        return self._save_table(self.path / "analyses" / f"{name}.json", table)
+
+    def _save_table(self, file: Path, table: dict[str, Any]) -> Path:
         with explain_os_errors(file.parent):
             file.parent.mkdir(exist_ok=True)
         write_json(file, table)

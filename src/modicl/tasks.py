@@ -43,6 +43,10 @@ class TaskSplit:
         inputs = self.train_inputs if name.endswith("_train") else self.test_inputs
         return tasks, inputs
 
+    def pick_typical_task(self) -> IntArray:
+        """The first o.o.d. task without a zero, which would ignore a variable, or the first one if there is none."""
+        return self.ood_tasks[self.ood_tasks.all(axis=1).argmax()]
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {

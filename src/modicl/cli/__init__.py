@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from modicl.cli.analyze import Analyze, run_analyze
 from modicl.cli.evaluate import Corrupt, Evaluate, run_corrupt, run_evaluate
 from modicl.cli.figure import Figure, run_figure
 from modicl.cli.parsing import parse
@@ -43,6 +44,7 @@ def run_command(argv: list[str]) -> int:
         "train": (Train, run_train),
         "evaluate": (Evaluate, run_evaluate),
         "corrupt": (Corrupt, run_corrupt),
+        "analyze": (Analyze, run_analyze),
         "figure": (Figure, run_figure),
         "presets": (Presets, run_presets),
     }

@@ -149,9 +149,7 @@ def draw_kshot(args: Figure, run: Run) -> tuple[str, matplotlib.figure.Figure]:
         raise UserError(
             f"A k-shot grid shows two variables and this run has {split.n_vars}: take a run with n_vars = 2."
         )
-    # Tasks with a zero ignore a variable; the first without one is a typical task.
-    typical = split.ood_tasks[split.ood_tasks.all(axis=1).argmax()].tolist()
-    task = read_numbers("--task", args.task) if args.task else typical
+    task = read_numbers("--task", args.task) if args.task else split.pick_typical_task().tolist()
     most = n_examples - 1
     shots = sorted({1, 2, most * 13 // 31, most} - {0}) if not args.shots else read_numbers("--shots", args.shots)
     predictors = {

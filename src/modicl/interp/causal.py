@@ -24,7 +24,7 @@ from modicl.evaluation import REPORT, iterate_chunks
 from modicl.metrics import RatioTally, Tally, estimate_ratio
 from modicl.model import GPT, Attention
 from modicl.predictors import ModelPredictor
-from modicl.randomness import draw_integers, draw_permutations, make_key
+from modicl.randomness import Stream, draw_integers, draw_permutations, make_key
 from modicl.taps import Edit, intervene, record
 from modicl.tasks import TaskSplit
 
@@ -38,9 +38,6 @@ Method = Literal["zero", "mean", "resample"]
 
 _CHUNK_TOKENS = 2**14
 """Tokens a forward pass takes at once (but a whole sequence at least): several layers of it are kept."""
-
-_DONOR_STREAM, _PAIR_STREAM = 2000, 3000
-"""Keep the keys of what is drawn here apart from those of contexts."""
 
 
 def list_parts(model: GPT) -> dict[str, list[Part]]:
@@ -137,7 +134,7 @@ def _draw_donors(n_sequences: int, n_tasks: int, seed: int) -> Tensor:
         raise UserError("Replacing a part by what it does in another sequence needs two of them: take more sequences.")
     if n_tasks == 1:
         return torch.arange(n_sequences).roll(1)
-    key = make_key(seed, 0, _DONOR_STREAM)
+    key = make_key(seed, 0, Stream.DONORS)
     # An evaluation goes through all tasks again and again: each time, along a random cycle through them.
     order_RN = draw_permutations(key, n_sequences // n_tasks, n_tasks)
     donor_RN = torch.empty_like(order_RN).scatter_(1, order_RN, order_RN.roll(1, dims=1))
@@ -235,7 +232,7 @@ def _make_pairs(
         tasks_NK = torch.from_numpy(split.get(set_name)[0])
         if (n_tasks := len(tasks_NK)) < 2:
             raise UserError(f"The set {set_name} has one task, and patching goes between two: give pairs of tasks.")
-        key = make_key(config.seeds.evaluation, 0, _PAIR_STREAM)
+        key = make_key(config.seeds.evaluation, 0, Stream.TASK_PAIRS)
         first_B = draw_integers(make_key(key, 0, 0), (n_sequences,), n_tasks)
         second_B = (first_B + 1 + draw_integers(make_key(key, 1, 0), (n_sequences,), n_tasks - 1)) % n_tasks
         tasks_2BK = torch.stack([tasks_NK[first_B], tasks_NK[second_B]])

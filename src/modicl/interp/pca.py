@@ -35,7 +35,7 @@ from modicl.interp.characters import (
     multiplicative_spectrum,
 )
 from modicl.model import GPT
-from modicl.randomness import draw_permutations, make_key
+from modicl.randomness import Stream, draw_permutations, make_key
 from modicl.residues import IntArray, make_vectors
 from modicl.taps import collect
 from modicl.tasks import TaskSplit
@@ -48,7 +48,6 @@ PAIRS = {"x": (("x", "y"),), "y": (("x", "y"),), "z": (("x", "z"), ("y", "z"))}
 
 ORDERS = ("value", "logarithm")
 
-_NULL_STREAM = 2000
 _CHUNK = 256  # relabellings at once
 _EXACT = 1e-9  # shares closer than this are the same
 _ROUNDING = 1e-24  # of the squared norm: less is no variance
@@ -139,7 +138,7 @@ def score_circles(
         scale = [belongs_PN[0].sum() / norm if norm > 0 else 0.0 for norm in (total, rest_total)]
         means_PR = compress(belongs_PN @ values / belongs_PN.sum(1, keepdims=True))
         shares[name] = _measure_shares(means_PR, scale, root)
-        key = make_key(seed, which, _NULL_STREAM)
+        key = make_key(seed, which, Stream.RINGS_NULL)
         orders = draw_permutations(key, n_permutations, p - 1).numpy() + 1
         orders = np.pad(orders, ((0, 0), (1, 0)))  # 0 stays
         parts = np.array_split(orders, -(-n_permutations // _CHUNK) or 1)

@@ -39,7 +39,7 @@ from modicl.data import get_inputs, make_tokens
 from modicl.interp.characters import choose_root
 from modicl.metrics import Estimate, estimate_ratio, estimate_share
 from modicl.model import GPT
-from modicl.randomness import draw_integers, draw_permutations, make_key
+from modicl.randomness import Stream, draw_integers, draw_permutations, make_key
 from modicl.residues import IntArray, index_vectors, make_lines, make_logarithms, make_vectors
 from modicl.taps import collect
 from modicl.tasks import TaskSplit
@@ -54,7 +54,6 @@ RIDGES = 10.0 ** np.arange(-6, 3)
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 _PARTS = (1 / 2, 1 / 6, 1 / 3)  # of the tasks: fitted, to choose the ridge (and then fitted as well), tested
-_PROBE_STREAM = 2200
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Target:
 def draw_contexts(tasks_UK: IntArray, inputs_MK: IntArray, p: int, n_examples: int, repeat: int, seed: int) -> Tensor:
     """`repeat` sequences of every task, one task after another, their inputs drawn uniformly: int64 (U repeat, T)."""
     tasks_NK = torch.from_numpy(tasks_UK).repeat_interleave(repeat, dim=0)
-    key = make_key(seed, 0, _PROBE_STREAM)
+    key = make_key(seed, 0, Stream.PROBES)
     drawn_NS = draw_integers(key, (len(tasks_NK), n_examples), len(inputs_MK))
     return make_tokens(tasks_NK, torch.from_numpy(inputs_MK)[drawn_NS], p)
 
@@ -107,8 +106,8 @@ def make_targets(tokens_NT: Tensor, tasks_UK: IntArray, p: int, shot: int, seed:
     line_I = make_lines(p, 2)[0]  # 0 for the zero vector alone
     line_N, before_NS = line_I[input_N], line_I[index_vectors(inputs_NSK[:, :shot], p)]
     unit_N = np.repeat(np.arange(len(tasks_UK)), len(tokens_NT) // len(tasks_UK))
-    part_N1 = divide(len(tasks_UK), make_key(seed, 1, _PROBE_STREAM))[unit_N][:, None]
-    input_part_N = divide(p * p, make_key(seed, 2, _PROBE_STREAM))[input_N]
+    part_N1 = divide(len(tasks_UK), make_key(seed, 1, Stream.PROBES))[unit_N][:, None]
+    input_part_N = divide(p * p, make_key(seed, 2, Stream.PROBES))[input_N]
     targets = {}
     logarithm = make_logarithms(p, choose_root(p))
     for name, number_U in zip("ab", tasks_UK.T, strict=True):
@@ -226,12 +225,12 @@ def probe(
         made = make_targets(tokens_NT, chosen, split.p, shot, seed)
         for number, name in enumerate(targets):
             baseline = measure_baseline(made[name], line_N if name == "seen" else None)
-            mixed = shuffle(made[name], make_key(seed, 3 + number, _PROBE_STREAM))
+            mixed = shuffle(made[name], make_key(seed, 3 + number, Stream.PROBES))
             for place in places:
                 rows_ND = residuals[place][:, i].double().numpy()
                 fitted = {"probe": fit_and_score(rows_ND, made[name]), "shuffled": fit_and_score(rows_ND, mixed)}
                 scores.append({"target": name, "shot": shot, "place": place, **fitted, "baseline": baseline})
-    n_tasks = np.bincount(divide(len(chosen), make_key(seed, 1, _PROBE_STREAM)), minlength=3).tolist()
+    n_tasks = np.bincount(divide(len(chosen), make_key(seed, 1, Stream.PROBES)), minlength=3).tolist()
     request = {"shots": shots, "tasks": tasks, "repeat": repeat, "inputs": which_inputs, "seed": seed}
     return {"p": split.p, **request, "n_tasks": n_tasks, "root": choose_root(split.p), "scores": scores}
 

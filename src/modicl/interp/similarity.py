@@ -26,7 +26,7 @@ from torch import Tensor
 from modicl.config import UserError
 from modicl.contexts import make_grid_tokens
 from modicl.model import GPT
-from modicl.randomness import draw_permutations, make_key
+from modicl.randomness import Stream, draw_permutations, make_key
 from modicl.residues import IntArray, is_prime, make_lines, make_vectors
 from modicl.taps import collect
 from modicl.tasks import TaskSplit
@@ -40,7 +40,6 @@ GROUPINGS = ("x", "y", "z", "ratio", "sum")
 """By what inputs are grouped. Of the same z/x or z/y are those of the same ratio; x + y is there for comparison."""
 
 _MAIN = ("x", "y", "z", "ratio")
-_NULL_STREAM = 2100
 _MAX_TOKENS = 2**13  # what all heads write is as large as the rest together
 _CHUNK = 2**23  # numbers of permuted indicators at once
 _CONSTANT = 1e-5  # a standard deviation that is a smaller part of the place's root mean square is rounding
@@ -136,7 +135,7 @@ def score_similarity(
     for name in ("x", "y", "z"):
         if labels[name].any():
             kept &= labels[name] != 0
-    key = make_key(seed, 0, _NULL_STREAM)
+    key = make_key(seed, 0, Stream.SIMILARITY_NULL)
     orders = [draw_permutations(key, n_permutations, n).numpy() for n in (len(rows), kept.sum())]
     scores = {}
     for name, label in labels.items():

@@ -35,7 +35,7 @@ from modicl.interp.characters import (
 from modicl.interp.pca import collect_head_outputs, principal_components
 from modicl.model import GPT
 from modicl.predictors import ModelPredictor
-from modicl.randomness import draw_permutations, make_key
+from modicl.randomness import Stream, draw_permutations, make_key
 from modicl.residues import IntArray
 from modicl.taps import collect
 from modicl.tasks import TaskSplit
@@ -43,7 +43,6 @@ from modicl.tasks import TaskSplit
 PARTS = ("both", "input", "output")
 """Where an embedding is edited: as it is looked up, as the matrix of the output head, or both."""
 
-_NULL_STREAM = 2001
 _ALIVE = 1e-10  # a unit whose variance is a smaller part of its mean square is constant up to rounding
 _CHUNK = 2**22  # complex numbers at once
 _SHUFFLES = 10
@@ -69,7 +68,7 @@ def analyze_embedding(
     p, root = model.p, choose_root(model.p, root)
     weight_PD = model.tok_embed.weight.detach().cpu().double().numpy()[:p]
     total = (weight_PD**2).sum()
-    orders = draw_permutations(make_key(seed, 0, _NULL_STREAM), n_permutations, p - 1).numpy() + 1
+    orders = draw_permutations(make_key(seed, 0, Stream.SPECTRA_NULL), n_permutations, p - 1).numpy() + 1
     orders = np.pad(orders, ((1, 0), (1, 0)))  # 0 stays
     orders[0] = np.arange(p)
     shuffled = compress(weight_PD)[orders]
@@ -103,7 +102,7 @@ def _score_parity(weight_PD: FloatArray, n_permutations: int, seed: int) -> dict
     p = len(weight_PD)
     centred_PD = weight_PD - weight_PD.mean(0)
     even = np.where(np.arange(p) % 2 == 0, 1.0, 0.0) - (p + 1) / (2 * p)
-    orders = draw_permutations(make_key(seed, 1, _NULL_STREAM), n_permutations, p).numpy()
+    orders = draw_permutations(make_key(seed, 1, Stream.SPECTRA_NULL), n_permutations, p).numpy()
     contrasts = np.concatenate([even[None], even[orders]]) / np.linalg.norm(even)  # each centred, of length 1
     shares = ((contrasts @ centred_PD) ** 2).sum(1) / (centred_PD**2).sum()
     share, null = float(shares[0]), shares[1:]
@@ -164,7 +163,7 @@ def _take_last_y(value_BTF: Tensor) -> Tensor:
 
 def _describe_units(values_IUD: FloatArray, p: int, root: int, threshold: float, seed: int) -> dict[str, Any]:
     grid = values_IUD.reshape(p, p, *values_IUD.shape[1:])
-    shuffled = draw_permutations(make_key(seed, 2, _NULL_STREAM), _SHUFFLES, p - 1).numpy() + 1
+    shuffled = draw_permutations(make_key(seed, 2, Stream.SPECTRA_NULL), _SHUFFLES, p - 1).numpy() + 1
     orders = {
         "additive": np.vstack([np.arange(p), np.pad(shuffled, ((0, 0), (1, 0)))]),  # 0 stays
         "multiplicative": np.vstack([make_powers(p, root), shuffled]),

@@ -1,0 +1,198 @@
+"""modicl analyze."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
+from modicl.config import SETS, UserError
+
+if TYPE_CHECKING:
+    from modicl.analysis import Line, Request
+    from modicl.runs import Checkpoint, Run
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """Look inside a trained model: tables and figures into the run's folder, and the few numbers that matter.
+
+    attention: where every head looks, as maps and as shares by what the tokens are.
+
+    circles: circles in what heads write, by value or by logarithm, with p-values.
+
+    spectra: the embedding and the neurons in additive and multiplicative characters, and what each is good for.
+
+    similarity: what the similarity of hidden states goes by: x, y, the ratio y / x, z.
+
+    lens: the answer that each layer would give.
+
+    ablation: accuracy without each head and MLP.
+
+    patching: where the answer passes, by swapping activations between contexts of two tasks.
+
+    contributions: what each part adds to the right logit.
+
+    probes: what can be read off linearly: the task, the ratio, whether the query's line was seen.
+    """
+
+    run: RunFolder
+    """The run's folder."""
+    checkpoint: Which = "latest"
+    """Which checkpoint."""
+    what: Names = "all"
+    """Which analyses, or all."""
+    task: Annotated[str, tyro.conf.arg(metavar="A,B")] = ""
+    """Task of the analyses of one context; by default the first out of distribution that has no zero."""
+    shots: Numbers = ""
+    """Examples before the one looked at; by default a quarter of a context and all of it."""
+    set: str = "ood_test"
+    """Which of the four sets attention, patching and contributions take their contexts from."""
+    sequences: int = 512
+    """Sequences a set at least."""
+    seed: int = 0
+    """Seed of the single context, of permutations and of how probes divide the tasks."""
+    over_training: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Follow the numbers over all checkpoints of the run instead."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the numbers as JSON."""
+
+
+def run_analyze(args: Analyze) -> int:
+    """modicl analyze."""
+    from modicl.analysis import ANALYSES, check_names, describe
+    from modicl.figures.style import save_figure
+    from modicl.progress import track
+    from modicl.runs import load_run
+
+    names = list(ANALYSES) if args.what == "all" else args.what.split(",")
+    check_names(names)
+    if args.set not in SETS:
+        raise UserError(f"There is no set {args.set!r}; the four sets are {', '.join(SETS)}.")
+    if args.sequences < 2:
+        raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
+    run = load_run(args.run)
+    if args.over_training:
+        return follow(args, run, names)
+    checkpoint = run.load(args.checkpoint, warn)
+    request = make_request(args, checkpoint)
+    lines: dict[str, list[Line]] = {}
+    for name in track(names, "analyzing"):
+        tables = ANALYSES[name](request)
+        for part, table in tables.items():
+            stem = f"{name}_{part}_step_{checkpoint.step}" if part != name else f"{name}_step_{checkpoint.step}"
+            run.save_analysis(stem, {"run": run.path.name, "step": checkpoint.step, **table})
+        for stem, figure in draw(name, tables, request):
+            save_figure(figure, run.path / "figures" / f"{stem}_step_{checkpoint.step}")
+        lines[name] = describe(name, tables)
+    if args.json:
+        print(json.dumps({"run": run.path.name, "step": checkpoint.step, "numbers": lines}))
+        return 0
+    task = ",".join(map(str, request.task))
+    shots = ", ".join(map(str, request.shots))
+    print(f"{run.path.name} at step {checkpoint.step}; single contexts: task {task}, {shots} examples\n")
+    for name, found in lines.items():
+        print(name)
+        for label, value, rest in found:
+            print(f"  {value:8.3f}  {label}: {rest}")
+    print(f"\nTables in {run.path / 'analyses'}, figures in {run.path / 'figures'}.")
+    return 0
+
+
+def make_request(args: Analyze, checkpoint: Checkpoint) -> Request:
+    """What the analyses are given, from the options."""
+    from modicl.analysis import Request
+    from modicl.contexts import check_task
+    from modicl.environment import resolve_device
+    from modicl.residues import is_prime
+
+    config, split = checkpoint.config, checkpoint.split
+    if split.n_vars != 2 or not is_prime(split.p) or split.p == 2:
+        raise UserError(
+            f"{args.run} has task.p={split.p} and task.n_vars={split.n_vars}: the analyses are for two variables and an "
+            "odd prime modulus."
+        )
+    task = read_numbers("--task", args.task) if args.task else split.pick_typical_task().tolist()
+    check_task(split, task)
+    last = config.data.n_examples - 1
+    shots = sorted({max(1, last // 4), last}) if not args.shots else sorted(set(read_numbers("--shots", args.shots)))
+    if bad := [k for k in shots if not 1 <= k <= last]:
+        raise UserError(f"--shots has {bad[0]}; a context of this run shows 1 to {last} examples before its last.")
+    device = resolve_device(args.device)
+    model = checkpoint.make_model(device)
+    return Request(model, config, split, task, shots, args.set, args.sequences, args.seed, device)
+
+
+def draw(name: str, tables: dict[str, Any], request: Request) -> list[tuple[str, Any]]:
+    """File stems and figures of an analysis."""
+    from modicl.figures import attention, causal, circles, lens, probes, similarity, spectra
+
+    if name == "attention":
+        return [
+            ("attention_patterns", attention.plot_patterns(tables["patterns"])),
+            ("attention_heads", attention.plot_head_scores(tables["heads"])),
+        ]
+    if name == "circles":
+        return [
+            ("circles", circles.plot_circles(tables["circles"])),
+            ("circle_scores", circles.plot_circle_scores(tables["circles"])),
+        ]
+    if name == "spectra":
+        return [
+            ("spectra_embedding", spectra.plot_embedding(tables["embedding"])),
+            ("spectra_neurons", spectra.plot_neurons(tables["neurons"])),
+            *(
+                (f"spectra_ablation_{basis}", spectra.plot_spectrum_ablation(tables[basis]))
+                for basis in ("additive", "multiplicative")
+            ),
+        ]
+    if name == "similarity":
+        return [
+            ("similarity", similarity.plot_similarity(tables["matrix"])),
+            ("similarity_scores", similarity.plot_similarity_scores(tables["scores"])),
+        ]
+    if name == "lens":
+        return [("lens", lens.plot_lens(tables["lens"], request.split.p))]
+    if name == "ablation":
+        return [(f"ablation_{method}", causal.plot_ablation(table)) for method, table in tables.items()]
+    if name == "patching":
+        return [("patching", causal.plot_patching(tables["patching"], request.split.n_vars))]
+    if name == "contributions":
+        return [("contributions", causal.plot_contributions(tables["contributions"]))]
+    return [("probes", probes.plot_probes(tables["probes"]))]
+
+
+def follow(args: Analyze, run: Run, names: list[str]) -> int:
+    """The numbers of the analyses at every checkpoint, as a table and a figure."""
+    from modicl.analysis import ANALYSES, describe
+    from modicl.figures.course import plot_course
+    from modicl.figures.style import save_figure
+    from modicl.progress import track
+
+    if args.checkpoint != "latest":
+        raise UserError("--over-training takes every checkpoint: leave out --checkpoint.")
+    if len(run.steps) < 2:
+        raise UserError(f"{run.path} has {len(run.steps)} checkpoints; a course of training needs two.")
+    rows: list[dict[str, Any]] = []
+    for step in track(run.steps, "analyzing checkpoints"):
+        request = make_request(args, run.load(step))
+        numbers = [line for name in names for line in describe(name, ANALYSES[name](request))]
+        rows.append({"step": step, "numbers": {label: value for label, value, _ in numbers}})
+    stem = f"over_training_{'_'.join(names) if args.what != 'all' else 'all'}"
+    table = {"run": run.path.name, "analyses": names, "checkpoints": rows}
+    file = run.save_analysis(stem, table)
+    figures = save_figure(plot_course(table), run.path / "figures" / stem)
+    if args.json:
+        print(json.dumps(table))
+        return 0
+    for label in rows[-1]["numbers"]:
+        values = [row["numbers"].get(label) for row in rows]
+        shown = "  ".join("     -" if value is None else f"{value:6.3f}" for value in values[-8:])
+        print(f"{label:45} {shown}")
+    print(f"\nThe last {min(8, len(rows))} of {len(rows)} checkpoints; all in {file}, drawn in {figures[1]}.")
+    return 0

@@ -1,0 +1,34 @@
+"""The numbers of the analyses over training, a small panel each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from modicl.figures.style import WIDE, make_figure, use_style
+
+_COLUMNS = 4
+
+
+def plot_course(table: dict[str, Any]) -> Figure:
+    """Every number of `modicl analyze --over-training` against the training step, on a linear axis."""
+    rows = table["checkpoints"]
+    labels = list(dict.fromkeys(label for row in rows for label in row["numbers"]))
+    steps = [row["step"] for row in rows]
+    height = math.ceil(len(labels) / _COLUMNS)
+    figure = make_figure(WIDE, 1.35 * height + 0.3)
+    with use_style():
+        panels = figure.subplots(height, _COLUMNS, sharex=True, squeeze=False)
+        for axes, label in zip(panels.flat, labels, strict=False):
+            values = [row["numbers"].get(label, math.nan) for row in rows]
+            axes.plot(steps, values, color="#0072B2", marker="o", markersize=1.8, linewidth=1.0)
+            what, _, of = label.partition(", ")
+            axes.set_title(f"{what}\n{of}" if of else label, fontsize=6)
+            axes.tick_params(labelsize=6)
+        for axes in list(panels.flat)[len(labels) :]:
+            axes.set_axis_off()
+        for axes in panels[-1]:
+            axes.set_xlabel("training step")
+    return figure
