@@ -36,7 +36,7 @@ from torch import Tensor
 from modicl.config import SETS, RunConfig
 from modicl.data import get_targets
 from modicl.evaluation import iterate_chunks
-from modicl.metrics import RatioTally, Tally
+from modicl.metrics import RatioTally, Tally, drop_infinities
 from modicl.predictors import ModularRegression, Predictor, RatioMatching, find_likeliest, pick_answers
 from modicl.randomness import Stream, make_key
 from modicl.residues import is_prime
@@ -91,7 +91,7 @@ def compare(
         for chunk, tokens_BT in enumerate(iterate_chunks(config, split, name, n_sequences, device)):
             key = make_key(make_key(config.seeds.evaluation, number, Stream.TIES), chunk, 0)
             sums.add(model, learners, tokens_BT, key)
-        table[name] = _drop_infinities(sums.finish())
+        table[name] = drop_infinities(sums.finish())
     return table
 
 
@@ -237,12 +237,3 @@ def _find_nearest(agreement: Table) -> Table:
 def _diverge(log_p_BSV: Tensor, log_q_BSV: Tensor) -> Tensor:
     """KL(p || q) in nats, (B, S)."""
     return (log_p_BSV.exp() * (log_p_BSV - log_q_BSV)).sum(-1)
-
-
-def _drop_infinities(value: Any) -> Any:
-    """JSON has no infinities: those become None."""
-    if isinstance(value, dict):
-        return {key: _drop_infinities(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_drop_infinities(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -180,3 +180,12 @@ class RatioTally:
             # All sequences alike: no variance to go by, so each is taken for one observation.
             return estimate_share(estimate.value * n, n)
         return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high), n)
+
+
+def drop_infinities(value: Any) -> Any:
+    """JSON has no infinities: those become None."""
+    if isinstance(value, dict):
+        return {key: drop_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [drop_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

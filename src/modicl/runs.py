@@ -45,6 +45,7 @@ from modicl.files import (
     write_folder,
     write_json,
 )
+from modicl.metrics import drop_infinities
 from modicl.model import GPT
 from modicl.tasks import TaskSplit
 
@@ -211,7 +212,7 @@ class Run:
     def _save_table(self, file: Path, table: dict[str, Any]) -> Path:
         with explain_os_errors(file.parent):
             file.parent.mkdir(exist_ok=True)
-        write_json(file, table)
+        write_json(file, drop_infinities(table))
         return file
 
     def read_evaluation(self, name: str, command: str) -> dict[str, Any]:

@@ -114,8 +114,8 @@ def make_request(args: Analyze, checkpoint: Checkpoint) -> Request:
     config, split = checkpoint.config, checkpoint.split
     if split.n_vars != 2 or not is_prime(split.p) or split.p == 2:
         raise UserError(
-            f"{args.run} has task.p={split.p} and task.n_vars={split.n_vars}: the analyses are for two variables and an "
-            "odd prime modulus."
+            f"{args.run} has task.p={split.p} and task.n_vars={split.n_vars}: the analyses are for two variables and "
+            "an odd prime modulus."
         )
     task = read_numbers("--task", args.task) if args.task else split.pick_typical_task().tolist()
     check_task(split, task)
