@@ -18,7 +18,10 @@ ROOMS = [
     ["interp.spectra"],
     ["analysis"],
     ["progress", "figures", "figures.style"],
-    [f"figures.{name}" for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption", "course")],
+    [
+        f"figures.{name}"
+        for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption", "course")
+    ],
     [f"figures.{name}" for name in ("attention", "lens", "causal", "circles", "spectra", "similarity", "probes")],
     ["cli.parsing"],
     ["cli.tables"],
