@@ -33,7 +33,7 @@ def measure_bars(axes: Axes, across: bool = False) -> list[float]:
 
 
 def test_every_head_has_a_map(tables):
-    figure = plot_patterns(tables["attention"]["patterns"])
+    figure = plot_patterns(tables["attention"]["patterns"], 2)
     maps = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     assert len(maps) == 2 * 2
     for drawn, mean in zip(maps, np.array(tables["attention"]["patterns"]["mean"]).reshape(4, 24, 24), strict=True):
@@ -51,8 +51,8 @@ def test_head_scores_show_every_group_and_its_ratio_to_even_attention(tables):
 
 
 def test_the_lens_shows_every_layer_on_every_set(tables):
-    left, right = plot_lens(tables["lens"]["lens"], 5).axes
-    assert len(left.containers) == len(SETS)
+    left, middle, right = plot_lens(tables["lens"]["lens"], 5).axes
+    assert len(left.containers) == len(middle.containers) == len(SETS)
     assert len(right.lines) == len(tables["lens"]["lens"]["stops"]) + 1
     last = tables["lens"]["lens"]["sets"]["ood_test"]["blocks.1.resid_post"]["accuracy_by_shot"]
     assert np.asarray(right.lines[-2].get_ydata()).tolist() == [e["value"] for e in last]

@@ -134,7 +134,7 @@ def draw(name: str, tables: dict[str, Any], request: Request) -> list[tuple[str,
 
     if name == "attention":
         return [
-            ("attention_patterns", attention.plot_patterns(tables["patterns"])),
+            ("attention_patterns", attention.plot_patterns(tables["patterns"], request.split.n_vars)),
             ("attention_heads", attention.plot_head_scores(tables["heads"])),
         ]
     if name == "circles":

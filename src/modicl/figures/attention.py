@@ -11,14 +11,17 @@ from matplotlib.figure import Figure
 from modicl.figures.style import WIDE, make_figure, use_style
 
 
-def plot_patterns(table: dict[str, Any]) -> Figure:
+def plot_patterns(table: dict[str, Any], n_vars: int) -> Figure:
     """The mean attention map of every head, a row a layer; `table` is one of `interp.attention.average_patterns`.
 
-    Rows of a map are the tokens that look, columns those that are looked at. Colour goes by the square root, so that
-    thin structure shows.
+    Rows of a map are the tokens that look, columns those that are looked at; an example's first token is at its tick.
+    Colour goes by the square root, so that thin structure shows.
     """
     mean = np.array(table["mean"])  # (L, H, T, T)
     n_layers, n_heads, n_tokens, _ = mean.shape
+    n_examples = n_tokens // (n_vars + 1)
+    ticks = range(0, n_tokens, (n_vars + 1) * max(1, round(n_examples / 3)))
+    labels = [str(tick // (n_vars + 1) + 1) for tick in ticks]
     size = min(1.7, (WIDE - 0.9) / n_heads)
     figure = make_figure(WIDE, size * n_layers + 0.5)
     with use_style():
@@ -30,10 +33,10 @@ def plot_patterns(table: dict[str, Any]) -> Figure:
                 )
                 axes.set_title(f"layer {layer}, head {head}", fontsize=7)
                 axes.grid(visible=False)
-                axes.set_xticks([0, n_tokens // 2, n_tokens - 1])
-                axes.set_yticks([0, n_tokens // 2, n_tokens - 1])
-        figure.supxlabel("token looked at", fontsize=8)
-        figure.supylabel("token that looks", fontsize=8)
+                axes.set_xticks(ticks, labels)
+                axes.set_yticks(ticks, labels)
+        figure.supxlabel("example looked at", fontsize=8)
+        figure.supylabel("example that looks", fontsize=8)
         bar = figure.colorbar(image, ax=list(grid.flat), pad=0.01)
         bar.set_label("attention")
     return figure

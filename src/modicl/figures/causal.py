@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from modicl.config import SETS
@@ -24,7 +26,7 @@ def plot_ablation(table: dict[str, Any]) -> Figure:
         for offset, name in zip((-0.24, -0.08, 0.08, 0.24), SETS, strict=True):
             losses = [table["sets"][name]["without"][part]["difference"]["last_accuracy"] for part in parts]
             value = -np.array([e["value"] for e in losses])
-            errors = np.abs([value + [e["high"] for e in losses], value + [e["low"] for e in losses]])
+            errors = np.abs([value + [_get(e, key) for e in losses] for key in ("high", "low")])
             places = np.arange(len(parts)) + offset
             colour = SET_STYLES[name]["color"]
             axes.bar(places, value, 0.15, yerr=errors, color=colour, label=name, error_kw={"linewidth": 0.7})
@@ -46,16 +48,17 @@ def plot_patching(table: dict[str, Any], n_vars: int) -> Figure:
     figure = make_figure(WIDE, 0.3 * len(residual) + 3.4)
     with use_style():
         top, bottom = figure.subplots(2, 1, height_ratios=(0.3 * len(residual) + 0.5, 2.0))
-        # The answer itself, at the end of the stream, would leave no colour for the way there.
-        limit = max(0.1, float(np.nanmax(np.abs(residual[:-1]))))
-        image = top.imshow(residual, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        # Nearly logarithmic, since single tokens on the way carry little of what is whole at the stream's end.
+        norm = SymLogNorm(0.02, vmin=-1, vmax=1)
+        image = top.imshow(residual, cmap="PuOr_r", norm=norm, aspect="auto", interpolation="nearest")
         top.grid(visible=False)
         step = n_vars + 1
         ticks = range(0, residual.shape[1], step * max(1, residual.shape[1] // step // 8))
         top.set_xticks(ticks, [str(tick // step + 1) for tick in ticks])
         top.set_yticks(range(len(residual)), [_shorten(tap) for tap in table["taps"]])
         top.set_xlabel("example whose tokens are patched (its first token at the tick)")
-        bar = figure.colorbar(image, ax=top, pad=0.01, extend="both")
+        bar = figure.colorbar(image, ax=top, pad=0.01, ticks=[-1, -0.1, 0, 0.1, 1], format="{x:g}")
+        bar.ax.minorticks_off()
         bar.set_label("recovered")
         parts = {
             f"{layer} head {head}": (layer, head)
@@ -98,7 +101,7 @@ def plot_contributions(table: dict[str, Any]) -> Figure:
     parts |= {"bias": table["bias"], "total": table["total"]}
     last = {name: ratios["by_shot"][-1] for name, ratios in parts.items()}
     largest = sorted(last, key=lambda name: -abs(_get(last[name])))[:5]
-    figure = make_figure(WIDE, 2.6)
+    figure = make_figure(WIDE, max(2.6, 0.15 * len(last) + 0.8))
     with use_style():
         left, right = figure.subplots(1, 2)
         value = np.array([_get(e) for e in last.values()])
@@ -117,7 +120,8 @@ def plot_contributions(table: dict[str, Any]) -> Figure:
 
 
 def _get(estimate: dict[str, Any] | None, key: str = "value") -> float:
-    return float("nan") if estimate is None else estimate[key]
+    value = None if estimate is None else estimate[key]
+    return math.nan if value is None else value
 
 
 def _shorten(name: str) -> str:
