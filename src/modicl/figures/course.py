@@ -29,6 +29,7 @@ def plot_course(table: dict[str, Any]) -> Figure:
             axes.tick_params(labelsize=6)
         for axes in list(panels.flat)[len(labels) :]:
             axes.set_axis_off()
-        for axes in panels[-1]:
+        for axes in list(panels.flat)[: len(labels)][-_COLUMNS:]:  # the lowest of every column
+            axes.tick_params(labelbottom=True)
             axes.set_xlabel("training step")
     return figure
