@@ -242,6 +242,7 @@ BAD_READING = {
     "analysis of no set": (["analyze", "{run}", "--set", "test"], "the four sets are"),
     "analysis outside the field": (["analyze", "{run}", "--task", "7,7"], "There is no task 7,7 in this run"),
     "analysis after no context": (["analyze", "{run}", "--shots", "8"], "shows 1 to 7 examples before its last"),
+    "no primitive root": (["analyze", "{run}", "--root", "4"], "primitive root"),
     "course of one checkpoint": (
         ["analyze", "{run}", "--over-training", "--checkpoint", "4"],
         "leave out --checkpoint",

@@ -45,6 +45,8 @@ class Request:
     set_name: str = "ood_test"
     n_sequences: int = 512
     seed: int = 0
+    root: int | None = None
+    """Primitive root of the discrete logarithms; the smallest if None."""
     device: str | torch.device = "cpu"
 
 
@@ -57,16 +59,18 @@ def _attention(r: Request) -> Tables:
 def _circles(r: Request) -> Tables:
     reads = ["y", "z"] if any(r.task) else ["y"]
     return {
-        "circles": analyze_heads(r.model, r.split, r.task, r.shots, reads, with_coordinates=True, seed=r.seed),
+        "circles": analyze_heads(
+            r.model, r.split, r.task, r.shots, reads, root=r.root, with_coordinates=True, seed=r.seed
+        ),
     }
 
 
 def _spectra(r: Request) -> Tables:
     return {
-        "embedding": analyze_embedding(r.model, seed=r.seed),
-        "neurons": analyze_neurons(r.model, r.split, r.task, r.shots[-1], seed=r.seed),
+        "embedding": analyze_embedding(r.model, root=r.root, seed=r.seed),
+        "neurons": analyze_neurons(r.model, r.split, r.task, r.shots[-1], root=r.root, seed=r.seed),
         **{
-            basis: ablate_spectrum(r.model, r.config, r.split, r.n_sequences, basis)
+            basis: ablate_spectrum(r.model, r.config, r.split, r.n_sequences, basis, r.root)
             for basis in ("additive", "multiplicative")
         },
     }

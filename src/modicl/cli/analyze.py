@@ -55,6 +55,8 @@ class Analyze:
     """Sequences a set at least."""
     seed: int = 0
     """Seed of the single context, of permutations and of how probes divide the tasks."""
+    root: int = 0
+    """Primitive root of the discrete logarithms, 27 in the paper; it names frequencies anew. 0 is the smallest."""
     over_training: tyro.conf.FlagCreatePairsOff[bool] = False
     """Follow the numbers over all checkpoints of the run instead."""
     device: str = "auto"
@@ -109,6 +111,7 @@ def make_request(args: Analyze, checkpoint: Checkpoint) -> Request:
     from modicl.analysis import Request
     from modicl.contexts import check_task
     from modicl.environment import resolve_device
+    from modicl.interp.characters import choose_root
     from modicl.residues import is_prime
 
     config, split = checkpoint.config, checkpoint.split
@@ -125,7 +128,8 @@ def make_request(args: Analyze, checkpoint: Checkpoint) -> Request:
         raise UserError(f"--shots has {bad[0]}; a context of this run shows 1 to {last} examples before its last.")
     device = resolve_device(args.device)
     model = checkpoint.make_model(device)
-    return Request(model, config, split, task, shots, args.set, args.sequences, args.seed, device)
+    root = choose_root(split.p, args.root or None)
+    return Request(model, config, split, task, shots, args.set, args.sequences, args.seed, root, device)
 
 
 def draw(name: str, tables: dict[str, Any], request: Request) -> list[tuple[str, Any]]:
