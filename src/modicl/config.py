@@ -163,7 +163,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products in bfloat16 (auto: where the hardware has them) or float32; weights and loss are float32."""
     threads: int = 0
-    """CPU threads; 0 is torch's own choice. Another number gives other last digits; small models need but one."""
+    """CPU threads; 0 is torch's own choice, which depends on the machine. Another number gives other last digits."""
 
 
 @dataclass(frozen=True)
