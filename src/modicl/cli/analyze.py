@@ -123,6 +123,10 @@ def make_request(args: Analyze, checkpoint: Checkpoint) -> Request:
     task = read_numbers("--task", args.task) if args.task else split.pick_typical_task().tolist()
     check_task(split, task)
     last = config.data.n_examples - 1
+    if last < 1:
+        raise UserError(
+            f"{args.run} has contexts of one example, which show nothing before it: take a run with longer ones."
+        )
     shots = sorted({max(1, last // 4), last}) if not args.shots else sorted(set(read_numbers("--shots", args.shots)))
     if bad := [k for k in shots if not 1 <= k <= last]:
         raise UserError(f"--shots has {bad[0]}; a context of this run shows 1 to {last} examples before its last.")

@@ -150,8 +150,12 @@ def draw_kshot(args: Figure, run: Run) -> tuple[str, matplotlib.figure.Figure]:
             f"A k-shot grid shows two variables and this run has {split.n_vars}: take a run with n_vars = 2."
         )
     task = read_numbers("--task", args.task) if args.task else split.pick_typical_task().tolist()
-    most = n_examples - 1
-    shots = sorted({1, 2, most * 13 // 31, most} - {0}) if not args.shots else read_numbers("--shots", args.shots)
+    most = max(1, n_examples - 1)
+    shots = (
+        sorted({1, min(2, most), max(1, most * 13 // 31), most})
+        if not args.shots
+        else read_numbers("--shots", args.shots)
+    )
     predictors = {
         "model": ModelPredictor(checkpoint.make_model()),
         args.against: make_predictor(args.against, split),
