@@ -1,6 +1,5 @@
 import json
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modicl import presets
-from modicl.config import RunConfig, UserError, replace_field
+from modicl.config import UserError
 from modicl.contexts import make_grid_tokens
 from modicl.interp.characters import FloatArray
 from modicl.interp.pca import analyze_heads, collect_head_outputs, principal_components, score_circles
@@ -18,18 +16,9 @@ from modicl.model import GPT
 from modicl.residues import find_primitive_roots
 from modicl.taps import run_with_cache
 from modicl.tasks import make_split
+from tests.small_configs import make_config
 
 IntArray = npt.NDArray[np.int64]
-
-
-def make_config(**changes: Any) -> RunConfig:
-    """p = 5 and a model of width 16 whose weights are large enough to differ everywhere (a__b stands for a.b)."""
-    config = presets.tiny()
-    small = {"model.d_model": 16, "model.init_std": 0.3, "task.alpha": 0.6}
-    for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
-        config = replace_field(config, path, value)
-    config.check()
-    return config
 
 
 def list_labels(p: int) -> tuple[IntArray, IntArray]:

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modicl import presets
-from modicl.config import SETS, RunConfig, UserError, replace_field
+from modicl.config import SETS, RunConfig, UserError
 from modicl.evaluation import evaluate
 from modicl.interp.characters import (
     FloatArray,
@@ -34,16 +33,7 @@ from modicl.predictors import ModelPredictor
 from modicl.residues import find_primitive_roots
 from modicl.taps import intervene, record
 from modicl.tasks import make_split
-
-
-def make_config(**changes: Any) -> RunConfig:
-    """p = 5 and a model of width 16 whose weights are large enough to differ everywhere (a__b stands for a.b)."""
-    config = presets.tiny()
-    small = {"model.d_model": 16, "model.init_std": 0.3, "task.alpha": 0.6}
-    for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
-        config = replace_field(config, path, value)
-    config.check()
-    return config
+from tests.small_configs import make_config
 
 
 def find_logarithms(p: int, root: int) -> FloatArray:

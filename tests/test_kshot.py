@@ -7,23 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from modicl import presets
-from modicl.config import RunConfig, UserError, replace_field
+from modicl.config import UserError
 from modicl.kshot import make_grids
 from modicl.model import GPT
 from modicl.predictors import PREDICTORS, Chance, ModelPredictor, Predictor, RatioMatching, make_predictor
 from modicl.residues import IntArray
 from modicl.tasks import TaskSplit, make_split
-
-
-def make_config(**changes: Any) -> RunConfig:
-    """p = 5 and a model of width 16 whose weights are large enough to differ everywhere (a__b stands for a.b)."""
-    config = presets.tiny()
-    small = {"model.d_model": 16, "model.init_std": 0.3, "task.alpha": 0.6}
-    for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
-        config = replace_field(config, path, value)
-    config.check()
-    return config
+from tests.small_configs import make_config
 
 
 class Wrapper:

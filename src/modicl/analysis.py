@@ -33,6 +33,10 @@ Line = tuple[str, float, str]
 """A number that matters: its name, the same at every checkpoint, its value, and where it is."""
 
 
+_LARGEST_MATRIX = 41
+"""Modulus up to which the similarity of all pairs of inputs, p^4 numbers, is kept and drawn."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to analyze: a model with its run's config and split, one task, the shots to look at, how much to draw."""
@@ -78,6 +82,8 @@ def _spectra(r: Request) -> Tables:
 
 def _similarity(r: Request) -> Tables:
     scores = analyze_similarity(r.model, r.split, r.task, r.shots[-1], seed=r.seed)
+    if r.split.p > _LARGEST_MATRIX:
+        return {"scores": scores}
     # The matrix of the place that follows the ratio most, at the token where z is predicted.
     best = max(
         (place for place in scores["places"] if place["read"] == "y"),
@@ -216,37 +222,35 @@ def _describe_lens(tables: Tables) -> list[Line]:
 def _describe_ablation(tables: Tables) -> list[Line]:
     without = tables["mean"]["sets"]["ood_test"]["without"]
     losses = {part: -entry["difference"]["last_accuracy"]["value"] for part, entry in without.items()}
-    ranked = sorted(losses, key=lambda part: -losses[part])
-    return [
-        (f"accuracy lost on ood_test, rank {rank}", losses[part], f"without {part} (its mean instead)")
-        for rank, part in enumerate(ranked[:3], start=1)
-    ]
+    return _rank("accuracy lost on ood_test", losses, "without {} (its mean instead)")
 
 
 def _describe_patching(tables: Tables) -> list[Line]:
     table = tables["patching"]
-    parts = {f"blocks.{layer}.mlp": e for layer, e in enumerate(table["mlps"]["all"])}
-    for layer, row in enumerate(table["heads"]["all"]):
-        parts |= {f"blocks.{layer}.head.{number}": estimate for number, estimate in enumerate(row)}
+    parts = _name_parts(table["heads"]["all"], table["mlps"]["all"])
     found = {part: estimate["value"] for part, estimate in parts.items() if estimate is not None}
-    ranked = sorted(found, key=lambda part: -found[part])
-    return [
-        (f"answer recovered, rank {rank}", found[part], f"by patching {part} at all tokens")
-        for rank, part in enumerate(ranked[:3], start=1)
-    ]
+    return _rank("answer recovered", found, "by patching {} at all tokens")
 
 
 def _describe_contributions(tables: Tables) -> list[Line]:
     table = tables["contributions"]
-    parts = {f"blocks.{layer}.mlp": ratios for layer, ratios in enumerate(table["mlps"])}
-    for layer, row in enumerate(table["heads"]):
-        parts |= {f"blocks.{layer}.head.{number}": ratios for number, ratios in enumerate(row)}
+    parts = _name_parts(table["heads"], table["mlps"])
     last = {part: ratios["by_shot"][-1]["value"] for part, ratios in parts.items()}
-    ranked = sorted(last, key=lambda part: -last[part])
-    return [
-        (f"direct contribution, rank {rank}", last[part], f"of {part} to the right logit at the last shot")
-        for rank, part in enumerate(ranked[:3], start=1)
-    ]
+    return _rank("direct contribution", last, "of {} to the right logit at the last shot")
+
+
+def _name_parts(heads: list[list[Any]], mlps: list[Any]) -> dict[str, Any]:
+    """What a table has for every head [L][H] and MLP [L], by the part's name."""
+    parts = {f"blocks.{layer}.mlp": value for layer, value in enumerate(mlps)}
+    for layer, row in enumerate(heads):
+        parts |= {f"blocks.{layer}.head.{number}": value for number, value in enumerate(row)}
+    return parts
+
+
+def _rank(what: str, values: dict[str, float], where: str) -> list[Line]:
+    """The three parts with the largest values."""
+    ranked = sorted(values, key=lambda part: -values[part])
+    return [(f"{what}, rank {rank}", values[part], where.format(part)) for rank, part in enumerate(ranked[:3], start=1)]
 
 
 def _describe_probes(tables: Tables) -> list[Line]:

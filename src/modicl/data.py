@@ -38,6 +38,14 @@ def get_inputs(tokens_BT: Tensor, n_vars: int) -> Tensor:
     return tokens_BT.unflatten(1, (-1, n_vars + 1))[..., :n_vars]
 
 
+def index_inputs(tokens_BT: Tensor, n_vars: int, p: int) -> Tensor:
+    """Lexicographic index of every example's input, (B, S)."""
+    index_BS = torch.zeros_like(get_targets(tokens_BT, n_vars))
+    for x_BS in get_inputs(tokens_BT, n_vars).unbind(-1):
+        index_BS = index_BS * p + x_BS
+    return index_BS
+
+
 def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:
     """Every (u, s) of the curriculum: the stages one after another, or the mixture's combinations."""
     if data.contexts == "stages":

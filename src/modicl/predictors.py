@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl.config import UserError, suggest
-from modicl.data import get_inputs, get_targets
+from modicl.data import get_inputs, get_targets, index_inputs
 from modicl.model import GPT
 from modicl.randomness import draw_bits
 from modicl.residues import IntArray, is_prime, make_inverses, make_lines, make_vectors
@@ -101,13 +101,6 @@ class _Exact:
         if self._tables[name].device != device:
             self._tables[name] = self._tables[name].to(device)
         return self._tables[name]
-
-    def _index_inputs(self, tokens_BT: Tensor) -> Tensor:
-        """Lexicographic index of every example's input, (B, S)."""
-        index_BS = torch.zeros_like(get_targets(tokens_BT, self.n_vars))
-        for x_BS in get_inputs(tokens_BT, self.n_vars).unbind(-1):
-            index_BS = index_BS * self.p + x_BS
-        return index_BS
 
     def _answer(self, answer_BS: Tensor, known_BS: Tensor) -> Tensor:
         """Log-probabilities that are certain of `answer_BS` where it is known, and uniform elsewhere, (B, S, V)."""
@@ -182,7 +175,7 @@ class _BayesLearner(_Exact):
     def _answer_all(self, tokens_BT: Tensor) -> Tensor:
         """The z that every task has for every example's input, (B, S, N)."""
         if "answers" in self._tables:
-            return self._get_table("answers", tokens_BT.device)[self._index_inputs(tokens_BT)]
+            return self._get_table("answers", tokens_BT.device)[index_inputs(tokens_BT, self.n_vars, self.p)]
         tasks_NK = self._get_table("tasks", tokens_BT.device)
         answer_BSN = torch.zeros((), dtype=torch.int64, device=tokens_BT.device)
         # No matrix product: there is none of integers on a GPU.
@@ -242,7 +235,7 @@ class RatioMatching(_Exact):
     def _match(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The first example on each example's line, whether there is one, and each one's place on its line, (B, S)."""
         line, scale = (self._get_table(name, tokens_BT.device) for name in ("line", "scale"))
-        index_BS = self._index_inputs(tokens_BT)
+        index_BS = index_inputs(tokens_BT, self.n_vars, self.p)
         scale_BS = scale[index_BS]
         return *_find_first(line[index_BS]), scale_BS
 
@@ -295,7 +288,7 @@ class Copy(_Exact):
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Log-probabilities of z at every shot, (B, S, p) float32."""
-        index_BS = self._index_inputs(tokens_BT)
+        index_BS = index_inputs(tokens_BT, self.n_vars, self.p)
         first_BS, found_BS = _find_first(index_BS)
         return self._answer(get_targets(tokens_BT, self.n_vars).gather(1, first_BS), found_BS)
 

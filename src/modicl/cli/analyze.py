@@ -160,10 +160,8 @@ def draw(name: str, tables: dict[str, Any], request: Request) -> list[tuple[str,
             ),
         ]
     if name == "similarity":
-        return [
-            ("similarity", similarity.plot_similarity(tables["matrix"])),
-            ("similarity_scores", similarity.plot_similarity_scores(tables["scores"])),
-        ]
+        matrix = [("similarity", similarity.plot_similarity(tables["matrix"]))] if "matrix" in tables else []
+        return [*matrix, ("similarity_scores", similarity.plot_similarity_scores(tables["scores"]))]
     if name == "lens":
         return [("lens", lens.plot_lens(tables["lens"], request.split.p))]
     if name == "ablation":

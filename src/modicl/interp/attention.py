@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import UserError
-from modicl.data import get_inputs, get_targets
+from modicl.data import index_inputs
 from modicl.metrics import RatioTally
 from modicl.model import GPT
 from modicl.residues import is_prime, make_lines
@@ -116,9 +116,7 @@ def _read_at(n_tokens: int, start: int, n_vars: int, device: torch.device) -> Te
 def _find_groups(model: GPT, tokens_BT: Tensor, start: int) -> dict[str, Tensor]:
     """Which visible tokens are in each group for each example, 1 or 0 in float64 (B, S, T)."""
     p, n_vars, device = model.p, model.n_vars, tokens_BT.device
-    index_BS = torch.zeros_like(get_targets(tokens_BT, n_vars))
-    for x_BS in get_inputs(tokens_BT, n_vars).unbind(-1):
-        index_BS = index_BS * p + x_BS
+    index_BS = index_inputs(tokens_BT, n_vars, p)
     same_input_BSS = index_BS[:, :, None] == index_BS[:, None, :]
     # The zero input is alone on line 0.
     line_BS = torch.from_numpy(make_lines(p, n_vars)[0]).to(device)[index_BS]
