@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modicl.randomness import Stream, draw_bits, draw_events, draw_integers, draw_permutations, make_key
+from modicl.randomness import Stream, draw_bits, draw_integers, draw_permutations, find_events, make_key
 
 MASK = 2**64 - 1
 PUBLISHED_KEY = 1234567
@@ -181,14 +181,14 @@ def test_every_position_of_a_permutation_is_uniform_and_so_is_the_whole() -> Non
 @pytest.mark.parametrize("chance", [0.001, 0.25, 0.5, 0.9])
 def test_events_happen_with_the_given_chance(chance: float) -> None:
     n = 40_000
-    got = draw_events(make_key(3, 1, 4), (200, n // 200), torch.tensor(chance, dtype=torch.float64))
+    got = find_events(draw_bits(make_key(3, 1, 4), (200, n // 200)), torch.tensor(chance, dtype=torch.float64))
     assert got.dtype == torch.bool
     assert abs(got.double().mean().item() - chance) < 5 * math.sqrt(chance * (1 - chance) / n)
 
 
 def test_events_of_chance_0_never_happen_and_of_chance_1_always() -> None:
     chance = torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
-    got = draw_events(8, (3, 20_000), chance).double().mean(1).tolist()
+    got = find_events(draw_bits(8, (3, 20_000)), chance).double().mean(1).tolist()
     assert got[0] == 0
     assert abs(got[1] - 0.5) < 0.02
     assert got[2] == 1
@@ -197,7 +197,12 @@ def test_events_of_chance_0_never_happen_and_of_chance_1_always() -> None:
 def test_draws_leave_all_global_random_states_alone_and_do_not_depend_on_them() -> None:
     def draw_all() -> list[torch.Tensor]:
         half = torch.tensor(0.5, dtype=torch.float64)
-        return [draw_bits(1, (9,)), draw_integers(2, (9,), 5), draw_events(3, (9,), half), draw_permutations(4, 2, 9)]
+        return [
+            draw_bits(1, (9,)),
+            draw_integers(2, (9,), 5),
+            find_events(draw_bits(3, (9,)), half),
+            draw_permutations(4, 2, 9),
+        ]
 
     with torch.random.fork_rng([]):
         torch.manual_seed(1)

@@ -17,10 +17,12 @@ import torch
 
 from modicl import load_run, presets, train
 from modicl.config import OptimConfig, RunConfig, UserError, replace_field
+from modicl.engine.packed import measure_losses
 from modicl.files import DamagedError, write_and_sync
+from modicl.members import DivergedError, SilentReporter, pick_kept_steps
 from modicl.metrics import measure_loss
 from modicl.runs import MODEL, OPTIMIZER
-from modicl.training import DivergedError, InterruptedRun, SilentReporter, pick_kept_steps
+from modicl.training import InterruptedRun
 
 GOLDEN = Path(__file__).parent / "golden_tiny.json"
 """The first 20 losses of `tiny` in float32; `python -m tests.make_golden` writes them."""
@@ -259,16 +261,21 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+ENGINES_TO_FAIL = {"eager": "modicl.engine.reference.measure_loss", "fast": "modicl.engine.packed.measure_losses"}
+
+
+@pytest.mark.parametrize("engine", ENGINES_TO_FAIL)
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, engine):
     calls = []
+    measure: Any = {"eager": measure_loss, "fast": measure_losses}[engine]
 
-    def fail_at_38(logits, targets):
+    def fail_at_38(*args):
         calls.append(1)
-        return measure_loss(logits, targets) * (float("nan") if len(calls) == 38 else 1.0)
+        return measure(*args) * (float("nan") if len(calls) == 38 else 1.0)
 
-    monkeypatch.setattr("modicl.training.measure_loss", fail_at_38)
+    monkeypatch.setattr(ENGINES_TO_FAIL[engine], fail_at_38)
     with pytest.raises(DivergedError, match=r"loss of step 38 is nan.*last good checkpoint is step 30"):
-        train(presets.tiny(), tmp_path / "run")
+        train(change(presets.tiny(), train__engine=engine), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert not run.finished
     weights = run.load("latest").weights

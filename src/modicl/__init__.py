@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from modicl.evaluation import evaluate as evaluate
     from modicl.runs import load_run as load_run
     from modicl.training import train as train
+    from modicl.training import train_pack as train_pack
 
-__all__ = ["evaluate", "load_run", "presets", "train"]
+__all__ = ["evaluate", "load_run", "presets", "train", "train_pack"]
 
-_HOMES = {"evaluate": "modicl.evaluation", "load_run": "modicl.runs", "train": "modicl.training"}
+_HOMES = {
+    "evaluate": "modicl.evaluation",
+    "load_run": "modicl.runs",
+    "train": "modicl.training",
+    "train_pack": "modicl.training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -162,6 +162,8 @@ class TrainConfig:
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products in bfloat16 (auto: where the hardware has them) or float32; weights and loss are float32."""
+    engine: Literal["auto", "eager", "fast", "compiled", "graph"] = "auto"
+    """How a step is computed: auto picks for the device, eager is the plain reference (docs/speed.md)."""
     threads: int = 0
     """CPU threads; 0 is torch's own choice, which depends on the machine. Another number gives other last digits."""
 

@@ -5,21 +5,41 @@ on the task family). Training draws the inputs uniformly, as the paper does, or 
 makes the easy skills frequent: a sequence repeats a pool of u inputs (copying pays), and with chance s an example moves
 to another multiple of its input (ratio matching pays). Evaluation is always uniform.
 
-Shapes: B sequences, S examples, T = S (n_vars + 1) tokens, K = n_vars.
+Shapes: N samplers, B sequences, S examples, T = S (n_vars + 1) tokens, K = n_vars, R contexts drawn (lists of inputs).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from modicl.config import SETS, DataConfig, RunConfig
-from modicl.randomness import Stream, draw_events, draw_integers, draw_permutations, make_key
+from modicl.randomness import Stream, as_key_tensor, draw_bits_at, find_events, make_key, make_keys, scale_bits
 from modicl.residues import IntArray, find_multiples
 from modicl.tasks import TaskSplit
 
 _EVALUATION_STREAM = 1000
 """Keeps the keys of evaluation batches apart from those of training, should both seeds be equal."""
+
+_STREAMS = (
+    Stream.EXTRA_TASKS,
+    Stream.INPUTS,
+    Stream.CURRICULUM,
+    Stream.POOL_SLOT,
+    Stream.SLIDE,
+    Stream.MULTIPLE,
+)
+"""What a batch draws."""
+
+_NEVER = 2**62
+"""Larger than any step and any draw."""
 
 
 def make_tokens(tasks_BK: Tensor, inputs_BSK: Tensor, p: int) -> Tensor:
@@ -46,90 +66,172 @@ def index_inputs(tokens_BT: Tensor, n_vars: int, p: int) -> Tensor:
     return index_BS
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """Batches of one set of tasks and inputs.
+
+    Each task has floor(B / tasks) sequences, and B mod tasks of them, drawn anew in every batch, one more. With
+    `data.shared_inputs`, all tasks see the same lists of inputs.
+    """
+
+    tasks: IntArray
+    """(n, K)"""
+    inputs: IntArray
+    """(m, K)"""
+    p: int
+    data: DataConfig
+    key: int
+    """Sets this sampler's batches apart from others'."""
+    device: torch.device | str = "cpu"
+
+    def batch(self, step: int) -> Tensor:
+        """The tokens of this step's batch, int64 (B, n_examples * (K + 1)).
+
+        The same for the same (key, step), whatever was drawn before, on any device.
+        """
+        return self._packed.batch(torch.tensor([step], device=self.device))[0]
+
+    @cached_property
+    def _packed(self) -> PackedSampler:
+        return PackedSampler([self])
+
+
+class PackedSampler:
+    """The batches of N samplers at once, each what that sampler gives alone.
+
+    They agree in p, K, the numbers of examples and sequences, and in whether inputs are shared or distinct; tasks,
+    inputs, keys and the way contexts are drawn may differ. `batch` asks nothing of the host and makes it wait for
+    nothing, so a GPU can replay it.
+
+    Unlike lengths are filled up with zeros. What a sampler draws alone in rows of its own width is drawn here in rows
+    of the largest width, of which only its own part counts: a draw's numbers are known by their places.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler]) -> None:
+        first = samplers[0]
+        data = first.data
+        self.p, self.device = first.p, torch.device(first.device)
+        self.size, self.n_examples = data.batch_size, data.n_examples
+        self.shared, self.distinct = data.shared_inputs, data.distinct_inputs
+        self.key_N = as_key_tensor([s.key for s in samplers], self.device)
+        self.streams_X1 = torch.tensor(_STREAMS, device=self.device)[:, None]
+        self.tasks_NTK = self._stack([torch.from_numpy(s.tasks) for s in samplers])
+        self.inputs_NMK = self._stack([torch.from_numpy(s.inputs) for s in samplers])
+        n_tasks = [len(s.tasks) for s in samplers]
+        self.n_tasks_N1 = torch.tensor(n_tasks, device=self.device)[:, None]
+        self.n_inputs_N11 = torch.tensor([len(s.inputs) for s in samplers], device=self.device)[:, None, None]
+        self.uneven = any(self.size % n for n in n_tasks)
+        self.n_rows = max(math.ceil(self.size / n) for n in n_tasks) if self.shared else self.size
+        self.curriculum = any(s.data.contexts != "uniform" for s in samplers)
+        if self.curriculum:
+            self._prepare_curriculum(samplers)
+
+    def _stack(self, parts: Sequence[Tensor]) -> Tensor:
+        return pad_sequence(list(parts), batch_first=True).to(self.device)
+
+    def _prepare_curriculum(self, samplers: Sequence[Sampler]) -> None:
+        pairs = [_list_pairs(s.data) for s in samplers]
+        widths = [max([self.n_examples, *(u for u, _ in each)]) for each in pairs]
+        ends = [[end for end, _, _ in s.data.stages] if s.data.contexts == "stages" else [] for s in samplers]
+        self.most_pooled = max(widths)
+        self.pool_width_N11 = torch.tensor(widths, device=self.device)[:, None, None]
+        # A pair past the last one stands for uniform contexts.
+        self.pools_NP = self._stack([torch.tensor([u for u, _ in each] + [0]) for each in pairs])
+        self.slides_NP = self._stack([torch.tensor([s for _, s in each] + [0], dtype=torch.float64) for each in pairs])
+        self.ends_NP = self._stack([torch.tensor([*each, _NEVER]) for each in ends])
+        self.n_pairs_N1 = torch.tensor([len(each) for each in pairs], device=self.device)[:, None]
+        self.mixes_N1 = torch.tensor([s.data.contexts == "mixture" for s in samplers], device=self.device)[:, None]
+        self.staged_N1 = torch.tensor([s.data.contexts == "stages" for s in samplers], device=self.device)[:, None]
+        self.multiples: tuple[Tensor, Tensor] | None = None
+        if any(s > 0 for each in pairs for _, s in each):
+            found = [find_multiples(s.inputs, self.p) for s in samplers]
+            most = max(table.shape[1] for table, _ in found)
+            tables = [F.pad(torch.from_numpy(table), (0, most - table.shape[1])) for table, _ in found]
+            self.multiples = self._stack(tables), self._stack([torch.from_numpy(count) for _, count in found])
+
+    def batch(self, step_N: Tensor) -> Tensor:
+        """The tokens (N, B, T) of each sampler's batch of its step."""
+        keys = dict(zip(_STREAMS, make_keys(make_keys(self.key_N, step_N, 0), 0, self.streams_X1), strict=True))
+        place_B = torch.arange(self.size, device=self.device)
+        task_NB = place_B % self.n_tasks_N1
+        if self.uneven:
+            # The last B mod n sequences are of the first tasks in a random order of all.
+            most = self.tasks_NTK.shape[1]
+            order_NT = self._permute(keys[Stream.EXTRA_TASKS], 1, self.n_tasks_N1[..., None], most)[:, 0]
+            even_N1 = self.size - self.size % self.n_tasks_N1
+            extra_NB = order_NT.gather(1, (place_B - even_N1).clamp(min=0, max=most - 1))
+            task_NB = torch.where(place_B < even_N1, task_NB, extra_NB)
+        input_NRS = self._draw_contexts(keys, step_N)
+        if self.shared:
+            input_NRS = _take(input_NRS, place_B // self.n_tasks_N1)
+        inputs_NXK = _take(self.inputs_NMK, input_NRS.flatten(1))
+        tasks_NBK = _take(self.tasks_NTK, task_NB)
+        tokens = make_tokens(tasks_NBK.flatten(0, 1), inputs_NXK.view(-1, self.n_examples, tasks_NBK.shape[2]), self.p)
+        return tokens.view(len(step_N), self.size, -1)
+
+    def _draw(self, key_N: Tensor, rows: int, width: Tensor | int, most: int) -> Tensor:
+        """Bits (N, rows, most), numbered row by row in rows of `width` (N, 1, 1)."""
+        row_R1 = torch.arange(rows, device=self.device)[:, None]
+        place_W = torch.arange(1, most + 1, device=self.device)
+        return draw_bits_at(key_N[:, None, None], row_R1 * width + place_W)
+
+    def _permute(self, key_N: Tensor, rows: int, width_N11: Tensor, most: int) -> Tensor:
+        """Permutations (N, rows, most) of range(width), then whatever is left."""
+        bits = self._draw(key_N, rows, width_N11, most)
+        outside = torch.arange(most, device=self.device) >= width_N11
+        return bits.masked_fill(outside, _NEVER).argsort(dim=-1, stable=True)
+
+    def _draw_contexts(self, keys: dict[Stream, Tensor], step_N: Tensor) -> Tensor:
+        """Positions of the inputs of each sampler's contexts, (N, R, S)."""
+        rows, width = self.n_rows, self.n_examples
+        if self.distinct:
+            return self._permute(keys[Stream.INPUTS], rows, self.n_inputs_N11, self.inputs_NMK.shape[1])[..., :width]
+        if not self.curriculum:
+            return scale_bits(self._draw(keys[Stream.INPUTS], rows, width, width), self.n_inputs_N11)
+        pair_NR = self._draw_pairs(keys[Stream.CURRICULUM], step_N)
+        pool_NR1 = self.pools_NP.gather(1, pair_NR)[..., None]
+        slide_NR1 = self.slides_NP.gather(1, pair_NR)[..., None]
+        # A pool of u inputs is the first u of a row's draws, so that one draw serves every u; u = 0 takes them in turn.
+        uniform_N11 = (pair_NR[:, :1] == self.n_pairs_N1)[..., None]
+        width_N11 = torch.where(uniform_N11, width, self.pool_width_N11)
+        drawn_NRW = scale_bits(self._draw(keys[Stream.INPUTS], rows, width_N11, self.most_pooled), self.n_inputs_N11)
+        slot_bits = self._draw(keys[Stream.POOL_SLOT], rows, width, width)
+        slot_NRS = scale_bits(slot_bits, pool_NR1.clamp(min=1))
+        turn_S = torch.arange(width, device=self.device)
+        input_NRS = drawn_NRW.gather(2, torch.where(pool_NR1 > 0, slot_NRS, turn_S))
+        if self.multiples is None:
+            return input_NRS
+        table_NMC, count_NM = self.multiples
+        count_NRS = count_NM.gather(1, input_NRS.flatten(1)).view_as(input_NRS)
+        which_bits = self._draw(keys[Stream.MULTIPLE], rows, width, width)
+        which_NRS = scale_bits(which_bits, count_NRS.clamp(min=1))
+        slide_bits = self._draw(keys[Stream.SLIDE], rows, width, width)
+        moves_NRS = find_events(slide_bits, slide_NR1) & (count_NRS > 0)
+        flat_NX = input_NRS.flatten(1) * table_NMC.shape[2] + which_NRS.flatten(1)
+        moved_NRS = table_NMC.flatten(1).gather(1, flat_NX).view_as(input_NRS)
+        return torch.where(moves_NRS, moved_NRS, input_NRS)
+
+    def _draw_pairs(self, key_N: Tensor, step_N: Tensor) -> Tensor:
+        """Which (u, s) each row has, (N, R); the number of pairs where contexts are uniform."""
+        bits_NR = self._draw(key_N, self.n_rows, 1, 1)[..., 0]
+        mixed_NR = scale_bits(bits_NR, self.n_pairs_N1)
+        reached_NP = (self.ends_NP <= step_N[:, None]) & (self.ends_NP > 0)
+        stage_N1 = torch.where(self.staged_N1, reached_NP.sum(1, keepdim=True), self.n_pairs_N1)
+        return torch.where(self.mixes_N1, mixed_NR, stage_N1)
+
+
 def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:
     """Every (u, s) of the curriculum: the stages one after another, or the mixture's combinations."""
     if data.contexts == "stages":
         return [(u, s) for _, u, s in data.stages]
     if data.contexts == "mixture":
         return [(u, s) for u in data.pools for s in data.slides]
-    return [(0, 0.0)]
+    return []
 
 
-class Sampler:
-    """Batches of one set of tasks and inputs.
-
-    `batch(step)` gives int64 tokens (batch_size, n_examples * (n_vars + 1)), the same for the same (seed, step)
-    whatever was drawn before, on any device. Each task has floor(B / tasks) sequences, and B mod tasks of them, drawn
-    anew in every batch, one more. With `shared_inputs`, all tasks see the same lists of inputs.
-    """
-
-    def __init__(
-        self, tasks: IntArray, inputs: IntArray, p: int, data: DataConfig, key: int, device: torch.device | str = "cpu"
-    ) -> None:
-        """`tasks` (n, K) and `inputs` (m, K); `key` sets this sampler's batches apart from others'."""
-        self.p = p
-        self.data = data
-        self.key = key
-        self.device = torch.device(device)
-        self.tasks_NK = torch.from_numpy(tasks).to(device)
-        self.inputs_MK = torch.from_numpy(inputs).to(device)
-        pairs = _list_pairs(data)
-        self.pools = torch.tensor([u for u, _ in pairs], device=device)
-        self.slides = torch.tensor([s for _, s in pairs], dtype=torch.float64, device=device)
-        self.pool_width = max(data.n_examples, *(u for u, _ in pairs), 0)
-        self.multiples: tuple[Tensor, Tensor] | None = None
-        if any(s > 0 for _, s in pairs):
-            table, counts = find_multiples(inputs, p)
-            self.multiples = torch.from_numpy(table).to(device), torch.from_numpy(counts).to(device)
-
-    def batch(self, step: int) -> Tensor:
-        """The tokens of this step's batch, (B, T)."""
-        size, n_tasks = self.data.batch_size, len(self.tasks_NK)
-        key = make_key(self.key, step, 0)
-        full, rest = divmod(size, n_tasks)
-        task_B = torch.arange(n_tasks, device=self.device).repeat(full)
-        if rest:
-            extra = draw_permutations(make_key(key, 0, Stream.EXTRA_TASKS), 1, n_tasks, self.device)[0, :rest]
-            task_B = torch.cat([task_B, extra])
-        if self.data.shared_inputs:
-            list_B = torch.arange(size, device=self.device) // n_tasks
-            input_BS = self._draw_contexts(key, step, full + (rest > 0))[list_B]
-        else:
-            input_BS = self._draw_contexts(key, step, size)
-        return make_tokens(self.tasks_NK[task_B], self.inputs_MK[input_BS], self.p)
-
-    def _draw_contexts(self, key: int, step: int, rows: int) -> Tensor:
-        """Positions of the inputs of `rows` contexts, (R, S)."""
-        shape, n_inputs, device = (rows, self.data.n_examples), len(self.inputs_MK), self.device
-        input_key = make_key(key, 0, Stream.INPUTS)
-        if self.data.distinct_inputs:
-            return draw_permutations(input_key, rows, n_inputs, device)[:, : self.data.n_examples]
-        pair_R1 = self._draw_pairs(key, step, rows)
-        if pair_R1 is None:
-            return draw_integers(input_key, shape, n_inputs, device)
-        pool_R1, slide_R1 = self.pools[pair_R1], self.slides[pair_R1]
-        # A pool of u inputs is the first u of a row's draws, so that one draw serves every u; u = 0 takes them in turn.
-        drawn_RW = draw_integers(input_key, (rows, self.pool_width), n_inputs, device)
-        slot_RS = draw_integers(make_key(key, 0, Stream.POOL_SLOT), shape, pool_R1.clamp(min=1), device)
-        turn_RS = torch.arange(self.data.n_examples, device=device).expand(shape)
-        input_RS = drawn_RW.gather(1, torch.where(pool_R1 > 0, slot_RS, turn_RS))
-        if self.multiples is None:
-            return input_RS
-        table_MC, count_M = self.multiples
-        count_RS = count_M[input_RS]
-        which_RS = draw_integers(make_key(key, 0, Stream.MULTIPLE), shape, count_RS.clamp(min=1), device)
-        moves_RS = draw_events(make_key(key, 0, Stream.SLIDE), shape, slide_R1, device) & (count_RS > 0)
-        return torch.where(moves_RS, table_MC[input_RS, which_RS], input_RS)
-
-    def _draw_pairs(self, key: int, step: int, rows: int) -> Tensor | None:
-        """Which (u, s) each row has, (R, 1), or None where contexts are uniform."""
-        if self.data.contexts == "mixture":
-            return draw_integers(make_key(key, 0, Stream.CURRICULUM), (rows, 1), len(self.pools), self.device)
-        if self.data.contexts == "stages":
-            for stage, (end, _, _) in enumerate(self.data.stages):
-                if step < end:
-                    return torch.full((rows, 1), stage, device=self.device)
-        return None
+def _take(table_NMX: Tensor, index_NB: Tensor) -> Tensor:
+    """Rows of each sampler's own table, (N, B, X)."""
+    return table_NMX.gather(1, index_NB[..., None].expand(-1, -1, table_NMX.shape[2]))
 
 
 def make_train_sampler(config: RunConfig, split: TaskSplit, device: torch.device | str = "cpu") -> Sampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -51,6 +52,19 @@ def use_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that this process frees, for what it allocates next.
+
+    By default glibc returns large blocks to the system at once, and every step of training on a CPU would pay for
+    getting the same ones back, page by page (benchmarks/engines.py). Does nothing with another C library.
+    """
+    trim_threshold, mmap_max = -1, -4  # the names of mallopt(3)
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is not None:
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def describe_environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

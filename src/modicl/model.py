@@ -144,15 +144,26 @@ class Attention(nn.Module):
     def _mix(self, q_BHQE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask_QT: Tensor) -> Tensor:
         """Values averaged by the attention pattern, (B, H, Q, E)."""
         rate = self.dropout if self.training else 0.0
-        # On a CPU in bfloat16, the fused kernel is several times slower than plain matrix products, because of its
-        # backward; in float32 it is the faster one (benchmarks/kernels.py).
-        slow_kernel = q_BHQE.device.type == "cpu" and q_BHQE.dtype == torch.bfloat16
-        if not (self.pattern.hooked or slow_kernel):
+        if not (self.pattern.hooked or is_fused_attention_slow(q_BHQE.device, q_BHQE.dtype)):
             mask = mask_QT.to(q_BHQE.dtype)
             return F.scaled_dot_product_attention(q_BHQE, k_BHTE, v_BHTE, attn_mask=mask, dropout_p=rate)
-        score_BHQT = q_BHQE * q_BHQE.shape[-1] ** -0.5 @ k_BHTE.transpose(-1, -2) + mask_QT.to(q_BHQE.dtype)
-        pattern_BHQT = self.pattern(score_BHQT.softmax(-1))
+        pattern_BHQT = self.pattern(make_pattern(q_BHQE, k_BHTE, mask_QT))
         return F.dropout(pattern_BHQT, rate, self.training) @ v_BHTE
+
+
+def is_fused_attention_slow(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's fused kernel loses to plain matrix products.
+
+    On a CPU in bfloat16 it is several times slower, because of its backward; in float32 it is the faster one
+    (benchmarks/kernels.py).
+    """
+    return device.type == "cpu" and dtype == torch.bfloat16
+
+
+def make_pattern(q_BHQE: Tensor, k_BHTE: Tensor, mask_QT: Tensor) -> Tensor:
+    """The attention pattern, (B, H, Q, T), written out."""
+    score_BHQT = q_BHQE * q_BHQE.shape[-1] ** -0.5 @ k_BHTE.transpose(-1, -2) + mask_QT.to(q_BHQE.dtype)
+    return score_BHQT.softmax(-1)
 
 
 class MLP(nn.Module):

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from modicl.config import ConfigError, OptimConfig, RunConfig
 
-Numbers = list[list[dict[str, float]]]
-"""The numbers of an optimizer's state, as JSON: for each part, for each of its parameter groups, by name."""
+Numbers = dict[str, float]
+"""The numbers of an optimizer's state, by name: how many updates it made, and what schedule-free averages by."""
 
-_RAW = "raw."
+RAW = "raw."
 """Prefix of the weights that schedule-free AdamW steps, which are not those it evaluates."""
 
 
@@ -71,10 +71,11 @@ class Optimizer:
         ]
         betas = (o.beta1, o.beta2)
         self.parts: list[Any] = []
+        self.updates = 0
         if o.name == "sgd":
             self.parts.append(torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum))
         elif o.name == "schedulefree":
-            self.parts.append(_import_schedulefree().AdamWScheduleFree(groups, lr=o.lr, betas=betas, eps=o.eps))
+            self.parts.append(import_schedulefree().AdamWScheduleFree(groups, lr=o.lr, betas=betas, eps=o.eps))
             self.parts[0].train()
         else:
             self.parts.append(torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.eps, fused=True))
@@ -100,6 +101,7 @@ class Optimizer:
                 group["lr"] = lr
             part.step()
             part.zero_grad(set_to_none=True)
+        self.updates += 1
 
     @contextlib.contextmanager
     def evaluation_weights(self) -> Iterator[None]:
@@ -119,30 +121,34 @@ class Optimizer:
     def get_state(self) -> tuple[dict[str, Tensor], Numbers]:
         """Everything besides the evaluation weights that the next step depends on, as named tensors and numbers."""
         tensors: dict[str, Tensor] = {}
-        numbers: Numbers = []
-        for i, part in enumerate(self.parts):
+        numbers: Numbers = {"updates": self.updates}
+        for part in self.parts:
             for name, weight in self.weights.items():
-                for key, value in part.state.get(weight, {}).items():
-                    if isinstance(value, Tensor):
-                        tensors[f"{i}.{key}.{name}"] = value
-            numbers.append([{k: v for k, v in g.items() if _is_number(v)} for g in part.param_groups])
+                state = part.state.get(weight, {})
+                tensors |= {f"{key}.{name}": value for key, value in state.items() if key != "step"}
         if self.config.optim.name == "schedulefree":
-            tensors |= {_RAW + name: weight.detach().clone() for name, weight in self.weights.items()}
+            tensors |= {RAW + name: weight.detach().clone() for name, weight in self.weights.items()}
+            numbers |= {key: self.parts[0].param_groups[0][key] for key in ("lr_max", "weight_sum")}
         return tensors, numbers
 
     def set_state(self, tensors: dict[str, Tensor], numbers: Numbers) -> None:
         """Take up a state from `get_state`, of an optimizer made from the same config."""
-        for i, part in enumerate(self.parts):
+        self.updates = int(numbers["updates"])
+        for part in self.parts:
             state = part.state_dict()
             index = {id(weight): j for j, weight in enumerate(w for g in part.param_groups for w in g["params"])}
             for name, weight in self.weights.items():
-                keys = {key.split(".")[1]: key for key in tensors if key.startswith(f"{i}.") and _names(key, name)}
-                if keys:
-                    state["state"][index[id(weight)]] = {key: tensors[full] for key, full in keys.items()}
-            for group, saved in zip(state["param_groups"], numbers[i], strict=True):
-                group.update(saved)
+                own = {key.split(".")[0]: value for key, value in tensors.items() if _names(key, name)}
+                if own and id(weight) in index:
+                    if isinstance(part, torch.optim.AdamW):
+                        own["step"] = torch.tensor(float(self.updates))
+                    state["state"][index[id(weight)]] = own
+            if self.config.optim.name == "schedulefree":
+                averaging = {"k": self.updates, **{key: numbers[key] for key in ("lr_max", "weight_sum")}}
+                for group in state["param_groups"]:
+                    group.update(averaging)
             part.load_state_dict(state)
-        self._set_weights({key.removeprefix(_RAW): value for key, value in tensors.items() if key.startswith(_RAW)})
+        self._set_weights({key.removeprefix(RAW): value for key, value in tensors.items() if key.startswith(RAW)})
 
     @torch.no_grad()
     def _set_weights(self, values: dict[str, Tensor]) -> None:
@@ -150,16 +156,14 @@ class Optimizer:
             self.weights[name].copy_(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _names(key: str, name: str) -> bool:
-    """Whether a tensor of `get_state` belongs to this parameter: keys are part.key.parameter."""
-    return key.split(".", 2)[2] == name
+    """Whether a tensor of `get_state` is of this parameter's state: keys are KIND.PARAMETER."""
+    kind, _, parameter = key.partition(".")
+    return parameter == name and f"{kind}." != RAW
 
 
-def _import_schedulefree() -> Any:
+def import_schedulefree() -> Any:
+    """The package; raises `ConfigError` where it is not installed."""
     try:
         return importlib.import_module("schedulefree")
     except ImportError:

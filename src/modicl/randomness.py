@@ -3,11 +3,16 @@
 A counter-based generator: number i of a draw is SplitMix64's finalizer (Steele, Lea and Flood, 2014) applied to
 key + i * gamma, in 64-bit integers that wrap. The key mixes the seed, the step and the stream, so draws of different
 steps need nothing of each other, and evaluation cannot disturb training.
+
+Keys are Python integers, or tensors of them for many draws at once: `make_keys` computes on the device what `make_key`
+does on the host, so that a step that a GPU replays can draw anew each time.
 """
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -60,18 +65,34 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def draw_bits(key: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """Independent uniform integers in [0, 2^32), int64 of the given shape."""
-    count = 1
-    for size in shape:
-        count *= size
-    x = torch.arange(1, count + 1, dtype=torch.int64, device=device)
-    x = x * _signed(_GAMMA) + _signed(key)
-    # int64's right shift keeps the sign, so the upper bits are masked off to make it a shift of unsigned numbers.
+def _mix_tensor(x: Tensor) -> Tensor:
+    """`_mix` on int64, whose right shift keeps the sign: the upper bits are masked off to shift unsigned numbers."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MUL1)
     x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MUL2)
-    x = x ^ ((x >> 31) & (2**33 - 1))
-    return ((x >> 32) & (2**32 - 1)).view(shape)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def as_key_tensor(keys: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Keys of `make_key` as the int64 tensor that `make_keys` takes and gives."""
+    return torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)
+
+
+def make_keys(seed: Tensor, step: Tensor | int, stream: Tensor | int) -> Tensor:
+    """`make_key` of each entry of what they broadcast to, int64 whose bits are those of the unsigned key."""
+    key = _mix_tensor((seed + 1) * _signed(_GAMMA))
+    key = _mix_tensor((key + step + 1) * _signed(_GAMMA))
+    return _mix_tensor((key + stream + 1) * _signed(_GAMMA))
+
+
+def draw_bits_at(key: Tensor, counter: Tensor) -> Tensor:
+    """Independent uniform integers in [0, 2^32): number `counter`, from 1, of the draw of `key`; both broadcast."""
+    return (_mix_tensor(counter * _signed(_GAMMA) + key) >> 32) & (2**32 - 1)
+
+
+def draw_bits(key: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Independent uniform integers in [0, 2^32), int64 of the given shape."""
+    counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64, device=device)
+    return draw_bits_at(as_key_tensor([key], device), counter).view(shape)
 
 
 def draw_integers(key: int, shape: tuple[int, ...], high: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -79,12 +100,17 @@ def draw_integers(key: int, shape: tuple[int, ...], high: int | Tensor, device: 
 
     Each value's probability is within 2^-32 of 1 / high, by multiplication and shift.
     """
-    return (draw_bits(key, shape, device) * high) >> 32
+    return scale_bits(draw_bits(key, shape, device), high)
 
 
-def draw_events(key: int, shape: tuple[int, ...], chance: Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """True with the given chance (float64, broadcasts to `shape`), to within 2^-32."""
-    return draw_bits(key, shape, device) < (chance * 2**32).to(torch.int64)
+def scale_bits(bits: Tensor, high: int | Tensor) -> Tensor:
+    """Integers in [0, high) from uniform ones in [0, 2^32)."""
+    return (bits * high) >> 32
+
+
+def find_events(bits: Tensor, chance: Tensor) -> Tensor:
+    """True with the given chance (float64, broadcasts), to within 2^-32, from uniform integers in [0, 2^32)."""
+    return bits < (chance * 2**32).to(torch.int64)
 
 
 def draw_permutations(key: int, rows: int, n: int, device: torch.device | str = "cpu") -> Tensor:

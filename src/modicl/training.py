@@ -1,93 +1,44 @@
 """The training loop: steps, evaluations, checkpoints, and going on after any interruption.
 
-`train(config, folder)` makes a run; `train(folder=..., resume=True)` goes on with one. What a step computes depends on
-its number and the checkpoint alone, so on a CPU an interrupted run ends bit for bit as an uninterrupted one. The loop
-asks nothing of the device between logs.
+`train(config, folder)` makes a run; `train(folder=..., resume=True)` goes on with one; `train_pack` makes many of one
+shape at once. What a step computes depends on its number and the checkpoint alone, so on a CPU an interrupted run ends
+bit for bit as an uninterrupted one. The loop asks nothing of the device between logs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
 
 import torch
 
-from modicl.config import MEASURES, RunConfig, UserError
+from modicl.config import RunConfig, UserError
 from modicl.cost import estimate_disk_use, format_bytes
-from modicl.data import get_targets, make_train_sampler
+from modicl.engine import make_engine
+from modicl.engine.base import Engine, check_pack
 from modicl.environment import describe_environment, resolve_device, resolve_dtype, use_threads
-from modicl.evaluation import MONITOR, evaluate
-from modicl.files import append_line, explain_os_errors, write_json
-from modicl.metrics import measure_loss
-from modicl.model import GPT
-from modicl.optim import Optimizer, get_learning_rate
-from modicl.predictors import ModelPredictor
-from modicl.randomness import Stream, make_key
-from modicl.runs import (
-    SUMMARY,
-    Checkpoint,
-    Line,
-    Run,
-    check_free_space,
-    create_run,
-    format_line,
-    get_history,
-    load_run,
-    pick_best,
-)
-from modicl.tasks import TaskSplit, make_split
+from modicl.files import explain_os_errors
+from modicl.members import DivergedError, Member, Reporter, SilentReporter
+from modicl.runs import Run, check_free_space, create_run, load_run
+from modicl.tasks import make_split
 
 
 class InterruptedRun(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved; `signal_number` says by what."""
+    """Training was asked to stop (Ctrl-C, SIGTERM) and has saved; `signal_number` says by what."""
 
-    def __init__(self, run: Run, step: int, signal_number: int) -> None:
-        super().__init__(f"Stopped and saved at step {step}. Go on with: modicl train --resume {run.path}")
+    def __init__(self, members: Sequence[Member], signal_number: int) -> None:
+        first = members[0]
+        if len(members) == 1:
+            advice = f"at step {first.done}. Go on with: modicl train --resume {first.run.path}"
+        else:
+            advice = f"{len(members)} runs. Go on with train_pack(..., resume=True), or with each by itself."
+        super().__init__(f"Stopped and saved {advice}")
         self.signal_number = signal_number
-
-
-class DivergedError(RuntimeError):
-    """The loss or a weight is no longer a finite number."""
-
-
-class Reporter(Protocol):
-    """Is told what happens in a run."""
-
-    def start(self, run: Run, step: int, messages: list[str]) -> None:
-        """The run begins, or goes on, at this step, with what the user should know."""
-
-    def step(self, step: int) -> None:
-        """So many steps are done."""
-
-    def line(self, line: Line) -> None:
-        """A line was added to metrics.jsonl."""
-
-    def finish(self, run: Run, summary: dict[str, Any]) -> None:
-        """The run has ended by itself."""
-
-
-class SilentReporter:
-    """Says nothing."""
-
-    def start(self, run: Run, step: int, messages: list[str]) -> None:
-        """Nothing."""
-
-    def step(self, step: int) -> None:
-        """Nothing."""
-
-    def line(self, line: Line) -> None:
-        """Nothing."""
-
-    def finish(self, run: Run, summary: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 def train(
@@ -109,13 +60,60 @@ def train(
     if config is None:
         raise UserError("train needs a config, or resume=True with the folder of a run.")
     config.check()
-    with use_threads(config.train.threads):
-        trainer = _resume(run) if run else _start(config, Path(folder), force)
-        return trainer.run_to_end(reporter or SilentReporter())
-
-
-def _start(config: RunConfig, folder: Path, force: bool) -> Trainer:
     device = resolve_device(config.train.device)
+    check_pack([config], device)
+    reporter = reporter or SilentReporter()
+    with use_threads(config.train.threads):
+        member = _resume(run, reporter) if run else _start(config, Path(folder), force, device, reporter)
+        error = _Pack([member], device).run_to_end()[0]
+    if error is not None:
+        raise error
+    return member.run
+
+
+def train_pack(
+    configs: Sequence[RunConfig],
+    folders: Sequence[Path | str],
+    *,
+    resume: bool = False,
+    reporters: Sequence[Reporter] | None = None,
+) -> list[Run | DivergedError]:
+    """Train several runs of one shape at once, each into its own folder, as if it had run alone.
+
+    Seeds, tasks, alpha, contexts, rates, decays and lengths may differ; what may not is refused by name. With `resume`
+    runs that are there go on from their own last checkpoint, finished ones are left alone, and others are started.
+    Returns each run once all have ended by themselves, or why it diverged. Raises `UserError` and `InterruptedRun` as
+    `train` does, before anything is written and after all are saved.
+    """
+    if len(configs) != len(folders) or not configs:
+        raise UserError(f"train_pack needs a folder for each run: {len(configs)} configs, {len(folders)} folders.")
+    if len({Path(folder).absolute() for folder in folders}) < len(folders):
+        raise UserError("Two runs of a pack cannot have the same folder.")
+    for config in configs:
+        config.check()
+    device = resolve_device(configs[0].train.device)
+    check_pack(configs, device)
+    reporters = reporters or [SilentReporter() for _ in configs]
+    outcome: dict[Path, Run | DivergedError] = {}
+    members = []
+    with use_threads(configs[0].train.threads):
+        for config, folder, reporter in zip(configs, map(Path, folders), reporters, strict=True):
+            if resume and (folder / "config.json").exists():
+                run = load_run(folder)
+                if run.config != config:
+                    raise UserError(f"The run {folder} has another config than it is to go on with.")
+                outcome[folder] = run
+                if not run.finished:
+                    members.append(_resume(run, reporter))
+            else:
+                members.append(_start(config, folder, False, device, reporter))
+        if members:
+            for member, error in zip(members, _Pack(members, device).run_to_end(), strict=True):
+                outcome[member.run.path] = error or member.run
+    return [outcome[Path(folder)] for folder in folders]
+
+
+def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, reporter: Reporter) -> Member:
     split = make_split(config)
     if folder.exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder} is there already and is not a run: take another name.")
@@ -126,8 +124,6 @@ def _start(config: RunConfig, folder: Path, force: bool) -> Trainer:
             f"The run {folder} was interrupted: go on with modicl train --resume {folder}, or --force to delete it and "
             f"start over."
         )
-    model = GPT(config).to(device)
-    optimizer = Optimizer(model, config)
     if folder.exists():
         with explain_os_errors(folder):
             shutil.rmtree(folder)
@@ -136,10 +132,10 @@ def _start(config: RunConfig, folder: Path, force: bool) -> Trainer:
     dtype = resolve_dtype(config.train.dtype, device)
     run = create_run(folder, config, split, describe_environment(device, dtype))
     messages = [*config.notes(), f"Checkpoints will take at most {format_bytes(needed)}."]
-    return Trainer(run, split, model, optimizer, device, messages)
+    return Member(run, split, reporter, messages)
 
 
-def _resume(run: Run) -> Trainer:
+def _resume(run: Run, reporter: Reporter) -> Member:
     if run.finished:
         raise UserError(f"The run {run.path} is finished; there is nothing to resume.")
     checkpoint, damage = run.load_latest(resumable=True)
@@ -149,194 +145,104 @@ def _resume(run: Run) -> Trainer:
         raise UserError(
             f"{run.path / 'config.json'} is not the config of {checkpoint.path}: put it back, or start a new run."
         )
-    device = resolve_device(run.config.train.device)
-    model = GPT(run.config).to(device)
-    optimizer = Optimizer(model, run.config)
     step = checkpoint.step if checkpoint else 0
     messages = [f"{error} Going on from step {step}, the newest checkpoint that is whole." for error in damage]
-    trainer = Trainer(run, checkpoint.split if checkpoint else run.split, model, optimizer, device, messages)
     run.rewind(step if checkpoint else -1)
-    if checkpoint is not None:
-        trainer.take_up(checkpoint)
-    return trainer
+    return Member(run, checkpoint.split if checkpoint else run.split, reporter, messages, checkpoint)
 
 
-class Trainer:
-    """A run in progress: everything that changes from step to step."""
+class _Pack:
+    """Runs that train together, and the engine whose rows they are."""
 
-    def __init__(
-        self,
-        run: Run,
-        split: TaskSplit,
-        model: GPT,
-        optimizer: Optimizer,
-        device: torch.device,
-        messages: list[str],
-    ) -> None:
-        self.run = run
-        self.config = run.config
-        self.split = split
-        self.model = model
-        self.optimizer = optimizer
-        self.device = device
-        self.dtype = resolve_dtype(run.config.train.dtype, device)
-        self.messages = messages
-        self.sampler = make_train_sampler(run.config, split, device)
-        self.keep = pick_kept_steps(run.config.train.steps, run.config.train.keep)
-        self.done = 0  # steps
-        self.saved = -1  # step of the newest checkpoint
-        self.losses = torch.zeros(run.config.train.log_every, device=device)  # of the steps since the last log
-        self.n_losses = 0
-        self.evaluations: list[Line] = []
+    def __init__(self, members: Sequence[Member], device: torch.device) -> None:
+        self.members = list(members)
+        self.errors: list[DivergedError | None] = [None] * len(members)
+        self.engine: Engine = make_engine([m.config for m in members], [m.split for m in members], device)
+        self.rows = {i: i for i in range(len(members))}  # of the members that are not over
+        for row, member in enumerate(members):
+            if member.checkpoint is not None:
+                weights, tensors = member.checkpoint.weights, member.checkpoint.optimizer
+                assert tensors is not None
+                self.engine.set_state(row, member.done, weights, tensors, member.checkpoint.meta["optimizer"])
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint was saved."""
-        self.model.load_state_dict(checkpoint.weights)
-        assert checkpoint.optimizer is not None
-        self.optimizer.set_state(checkpoint.optimizer, checkpoint.meta["optimizer"])
-        self.done = self.saved = checkpoint.step
-        losses = checkpoint.meta["losses"]
-        self.losses[: len(losses)] = torch.tensor(losses, device=self.device)
-        self.n_losses = len(losses)
-        self.evaluations = [line for line in self.run.metrics if line["kind"] == "evaluation"]
-
-    def run_to_end(self, reporter: Reporter) -> Run:
-        """Train until the last step or until patience runs out."""
-        t = self.config.train
-        reporter.start(self.run, self.done, self.messages)
+    def run_to_end(self) -> list[DivergedError | None]:
+        """Train until every run is over; which of them diverged, and how."""
+        for member in self.members:
+            member.start()
         with catch_signals() as caught:
-            self.clock = time.perf_counter()
-            if self.saved < 0:
-                self._evaluate(reporter)
-                self._save()
-            while self.done < t.steps and not self._out_of_patience():
+            fresh = [i for i, member in enumerate(self.members) if member.saved < 0]
+            self._evaluate(fresh)
+            self._save(fresh)
+            self._retire()
+            while self.rows:
                 if caught:
-                    self._save()
-                    raise InterruptedRun(self.run, self.done, caught[0])
-                self._step()
-                reporter.step(self.done)
-                last = self.done == t.steps
-                if self.done % t.log_every == 0 or last:
-                    self._log(reporter)
-                if self.done % t.eval_every == 0 or last:
-                    self._evaluate(reporter)
-                if self.done % t.save_every == 0 or self.done in self.keep or self.done == self._find_best():
-                    self._save()
-            self._save()
-            summary = self._summarize()
-            write_json(self.run.path / SUMMARY, summary)
-        reporter.finish(self.run, summary)
-        return self.run
+                    self._take_losses()
+                    self._save(list(self.rows))
+                    live = [self.members[i] for i in self.rows]
+                    raise InterruptedRun(live, caught[0])
+                self.engine.step()
+                for i in self.rows:
+                    self.members[i].count_step()
+                self._attend()
+                self._retire()
+        return self.errors
 
-    def _step(self) -> None:
-        tokens_BT = self.sampler.batch(self.done)
-        with self._seeded_dropout(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits_BSV = self.model(tokens_BT)
-        loss = measure_loss(logits_BSV, get_targets(tokens_BT, self.split.n_vars))
-        loss.backward()
-        self.optimizer.step(self.done)
-        self.losses[self.n_losses] = loss.detach()
-        self.n_losses += 1
-        self.done += 1
+    def _attend(self) -> None:
+        """Do for each run what is due after a step."""
+        logging = [i for i in self.rows if self.members[i].is_log_due]
+        evaluating = [i for i in self.rows if self.members[i].is_evaluation_due]
+        if logging or evaluating or any(self.members[i].is_save_due for i in self.rows):
+            self._take_losses()
+        for i in self._sound(logging):
+            self.members[i].log()
+        self._evaluate(self._sound(evaluating))
+        self._save([i for i in self._sound(self.rows) if self.members[i].is_save_due])
+
+    def _sound(self, indices: Iterable[int]) -> list[int]:
+        return [i for i in indices if self.errors[i] is None]
+
+    def _take_losses(self) -> None:
+        losses = self.engine.drain()
+        for i, row in self.rows.items():
+            with self._note_divergence(i):
+                self.members[i].add_losses(losses[row])
+
+    def _evaluate(self, indices: list[int]) -> None:
+        if indices:
+            scores = self.engine.evaluate([self.rows[i] for i in indices])
+            for i, score in zip(indices, scores, strict=True):
+                with self._note_divergence(i):
+                    self.members[i].add_scores(score)
+
+    def _save(self, indices: list[int]) -> None:
+        for i in self._sound(indices):
+            if self.members[i].saved != self.members[i].done:
+                with self._note_divergence(i):
+                    self.members[i].save(*self.engine.get_state(self.rows[i]))
 
     @contextlib.contextmanager
-    def _seeded_dropout(self) -> Iterator[None]:
-        """Dropout draws from torch's global generator, so a step that drops sets it, and puts it back."""
-        if self.config.model.dropout == 0:
+    def _note_divergence(self, index: int) -> Iterator[None]:
+        """One run that diverges does not stop the others."""
+        try:
             yield
+        except DivergedError as error:
+            self.errors[index] = error
+
+    def _retire(self) -> None:
+        """Let go of the runs that are over, and of their rows."""
+        over = [i for i in self.rows if self.errors[i] is not None or self.members[i].is_over]
+        if not over:
             return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(make_key(self.config.seeds.data, self.done, Stream.DROPOUT) >> 1)
-            yield
-
-    def _read_losses(self) -> list[float]:
-        """Losses of the steps since the last log; raises `DivergedError` at the first that is not finite."""
-        losses: list[float] = self.losses[: self.n_losses].tolist()
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                self._give_up(f"The loss of step {self.done - len(losses) + i + 1} is {loss}")
-        return losses
-
-    def _give_up(self, what: str) -> None:
-        raise DivergedError(
-            f"{what}, so the run stops. Its last good checkpoint is step {self.saved}, in {self.run.path}; a lower "
-            f"optim.lr or optim.clip=1 may keep it finite."
-        )
-
-    def _log(self, reporter: Reporter) -> None:
-        losses = self._read_losses()
-        lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps)
-        self.n_losses = 0
-        self._append({"step": self.done, "kind": "train", "loss": math.fsum(losses) / len(losses), "lr": lr}, reporter)
-        now = time.perf_counter()
-        timing = {"step": self.done, "seconds": round(now - self.clock, 3)}
-        self.clock = now
-        append_line(self.run.path / "timing.jsonl", format_line(timing))
-
-    def _evaluate(self, reporter: Reporter) -> None:
-        self._read_losses()
-        predictor = ModelPredictor(self.model, self.dtype)
-        with self.optimizer.evaluation_weights():
-            n = self.config.train.eval_sequences
-            scores = evaluate(predictor, self.config, self.split, n, self.device, MONITOR)
-        line: Line = {"step": self.done, "kind": "evaluation"}
-        for name, score in scores.items():
-            if not math.isfinite(score.loss.value):
-                self._give_up(f"The loss on {name} after step {self.done} is {score.loss.value}")
-            line[name] = {measure: getattr(score, measure).value for measure in MEASURES} | {"n": score.loss.n}
-        self.evaluations.append(line)
-        self._append(line, reporter)
-
-    def _append(self, line: Line, reporter: Reporter) -> None:
-        append_line(self.run.path / "metrics.jsonl", format_line(line))
-        reporter.line(line)
-
-    def _find_best(self) -> int | None:
-        metric = self.config.train.best_metric
-        return pick_best(get_history(self.evaluations, metric), metric)
-
-    def _out_of_patience(self) -> bool:
-        best = self._find_best()
-        since = sum(1 for line in self.evaluations if best is not None and line["step"] > best)
-        return 0 < self.config.train.patience <= since
-
-    def _save(self) -> None:
-        if self.saved == self.done:
-            return
-        losses = self._read_losses()
-        with self.optimizer.evaluation_weights():
-            weights = {name: w.detach().clone() for name, w in self.model.state_dict().items()}
-        if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
-            self._give_up(f"After step {self.done} a weight is not a finite number")
-        tensors, numbers = self.optimizer.get_state()
-        meta = {
-            "config": self.config.to_dict(),
-            "split": self.split.to_dict(),
-            "losses": losses,
-            "optimizer": numbers,
-        }
-        self.run.save_checkpoint(self.done, weights, tensors, meta)
-        self.saved = self.done
-        best = self._find_best()
-        self.run.prune(self.keep | ({best} if best is not None else set()))
-
-    def _summarize(self) -> dict[str, Any]:
-        best = self._find_best()
-        by_step = {line["step"]: line for line in self.evaluations}
-        return {
-            "steps": self.done,
-            "stopped_by": "steps" if self.done == self.config.train.steps else "patience",
-            "best_metric": self.config.train.best_metric,
-            "best": by_step[best] if best is not None else None,
-            "last": self.evaluations[-1],
-        }
-
-
-def pick_kept_steps(steps: int, count: int) -> set[int]:
-    """Step 0 and `count` steps from 1 to the last, evenly spaced in their logarithm (fewer where they coincide)."""
-    if count == 1:
-        return {0, steps}
-    return {0} | {round(steps ** (i / (count - 1))) for i in range(count)}
+        self._take_losses()
+        self._save(over)
+        for i in self._sound(over):
+            self.members[i].finish()
+        live = [i for i in self.rows if i not in over]
+        self.rows = {i: self.rows[i] for i in live}
+        smaller = self.engine.keep(list(self.rows.values())) if live else None
+        if smaller is not None:
+            self.engine = smaller
+            self.rows = {i: row for row, i in enumerate(live)}
 
 
 @contextlib.contextmanager

@@ -59,9 +59,10 @@ def run_train(given: tuple[str | None, Train]) -> int:
     """modicl train."""
     from rich.console import Console
 
+    from modicl.members import DivergedError
     from modicl.presets import get_preset
     from modicl.progress import LiveReporter, PlainReporter
-    from modicl.training import DivergedError, InterruptedRun, train
+    from modicl.training import InterruptedRun, train
 
     preset, args = given
     if preset is not None and args.resume is not None:

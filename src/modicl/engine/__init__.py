@@ -1,0 +1,30 @@
+"""How a step is made: the plain reference, and one computation for one model or many that costs what it must.
+
+`make_engine` gives the engine of a run, or of a pack of runs; all give the same numbers within rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from modicl.config import RunConfig
+from modicl.engine.base import Engine, choose_engine
+from modicl.engine.packed import PackedEngine
+from modicl.engine.reference import ReferenceEngine
+from modicl.environment import keep_freed_memory
+from modicl.tasks import TaskSplit
+
+
+def make_engine(configs: Sequence[RunConfig], splits: Sequence[TaskSplit], device: torch.device) -> Engine:
+    """The engine that trains these runs, with their initial weights.
+
+    `check_pack` says whether they can be. Raises `ConfigError` for an engine that is not to be had here.
+    """
+    kind = choose_engine(configs[0], device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if kind == "eager":
+        return ReferenceEngine(configs[0], splits[0], device)
+    return PackedEngine(configs, splits, device, kind)

@@ -1,0 +1,194 @@
+"""One run, or N of one shape, trained by one computation, eagerly, compiled, or replayed as a CUDA graph.
+
+A step is a function of what lies on the device: keys and step numbers give the batch, `forward` the losses, and
+`PackedOptimizer` the update. The host adds the learning rates and asks for nothing between logs, which is what lets a
+graph hold the whole step.
+
+Shape legend: N rows (packed models), B sequences, S examples, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modicl.config import SETS, RunConfig
+from modicl.data import PackedSampler, get_targets, make_evaluation_sampler, make_train_sampler
+from modicl.engine.base import Engine
+from modicl.engine.forward import Shape, Weights, forward, make_shape
+from modicl.engine.optimizer import PackedOptimizer
+from modicl.environment import resolve_dtype
+from modicl.evaluation import MONITOR
+from modicl.metrics import Scores, Tally
+from modicl.optim import Numbers, get_learning_rate
+from modicl.tasks import TaskSplit
+
+_HELD = 256
+"""Steps whose losses wait on the device at most."""
+
+_EVALUATION_TOKENS = {"cpu": 2**16, "cuda": 2**20}
+"""Tokens that an evaluation's forward pass takes at once: enough to fill the device, within its memory."""
+
+_WARM_UP_STEPS = 3
+"""Steps before a graph is captured, in which libraries choose and load their kernels."""
+
+_PAYS_BELOW = 0.75
+"""Share of live rows under which a compiled engine is made anew without the others."""
+
+
+def measure_losses(weights: Weights, tokens: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """The training loss of each row, (N,), from tokens (N, B, T) or (B, T)."""
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = forward(weights, tokens, shape)
+    n_rows = len(tokens) if tokens.ndim == 3 else 1
+    targets = get_targets(tokens.flatten(0, -2), shape.n_vars)
+    losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view(n_rows, -1).mean(1)
+
+
+class PackedEngine:
+    """An `Engine` of any number of rows; a single one has no axis for them."""
+
+    def __init__(
+        self, configs: Sequence[RunConfig], splits: Sequence[TaskSplit], device: torch.device, kind: str
+    ) -> None:
+        """`kind` is fast, compiled (on CUDA with a graph as well) or graph."""
+        first = configs[0]
+        self.configs, self.splits, self.device, self.kind = list(configs), list(splits), device, kind
+        self.dtype = resolve_dtype(first.train.dtype, device)
+        self.packed = len(configs) > 1
+        self.shape = make_shape(first, device, self.dtype)
+        self.n_vars = first.task.n_vars
+        pairs = list(zip(configs, splits, strict=True))
+        self.sampler = PackedSampler([make_train_sampler(config, split, device) for config, split in pairs])
+        self.optimizer = PackedOptimizer(configs, self.packed, device)
+        self.done = [0] * len(configs)
+        self.step_N = torch.zeros(len(configs), dtype=torch.int64, device=device)
+        # Losses of the steps since the last time they were read, and where the next ones go.
+        self.held_WN = torch.zeros(_HELD, len(configs), device=device)
+        self.place_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self.n_held = 0
+        self.losses: list[list[float]] = [[] for _ in configs]
+        self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False) if kind == "compiled" else None
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def _update(self) -> None:
+        """One step of every row, on the device alone."""
+        tokens_NBT = self.sampler.batch(self.step_N)
+        tokens = tokens_NBT if self.packed else tokens_NBT[0]
+        losses_N = (self.compiled or measure_losses)(self.optimizer.weights, tokens, self.shape, self.dtype)
+        weights = [self.optimizer.weights[name] for name in self.optimizer.names]
+        self.optimizer.step(torch.autograd.grad(losses_N.sum(), weights))
+        self.held_WN.index_copy_(0, self.place_1, losses_N.detach()[None])
+        self.place_1 += 1
+        self.step_N += 1
+
+    def step(self) -> None:
+        """Make one more update of every row. Losses stay on the device."""
+        if self.n_held == _HELD:
+            self._read_losses()
+        rates = [
+            get_learning_rate(done, c.optim, c.train.steps) for done, c in zip(self.done, self.configs, strict=True)
+        ]
+        self.optimizer.set_rates(rates)
+        if self.device.type != "cuda" or self.kind == "fast":
+            self._update()
+        else:
+            if self.graph is None:
+                self.graph = self._capture()
+            self.graph.replay()
+        self.done = [done + 1 for done in self.done]
+        self.n_held += 1
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """The whole step as a graph. Warming up makes real steps, which are undone."""
+        changing = [*self.optimizer.changing, self.step_N, self.place_1, self.held_WN]
+        before = [tensor.clone() for tensor in changing]
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            self.place_1.zero_()
+            for _ in range(_WARM_UP_STEPS):
+                self._update()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._update()
+        with torch.no_grad():
+            for tensor, value in zip(changing, before, strict=True):
+                tensor.copy_(value)
+        return graph
+
+    def _read_losses(self) -> None:
+        columns = self.held_WN[: self.n_held].T.tolist()
+        for losses, column in zip(self.losses, columns, strict=True):
+            losses += column
+        self.place_1.zero_()
+        self.n_held = 0
+
+    def drain(self) -> list[list[float]]:
+        """The loss of every step since the last call, for each row."""
+        self._read_losses()
+        losses, self.losses = self.losses, [[] for _ in self.configs]
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, rows: Sequence[int]) -> list[dict[str, Scores]]:
+        """Scores on the four sets of each of these rows, all rows in one pass."""
+        weights = self.optimizer.get_evaluation_weights()
+        if len(rows) < len(self.configs):
+            weights = {name: weight[list(rows)] for name, weight in weights.items()}
+        scores: list[dict[str, Scores]] = [{} for _ in rows]
+        size = max(1, _EVALUATION_TOKENS[self.device.type] // (len(rows) * self.shape.mask_TT.shape[0]))
+        for name in SETS:
+            tallies = [Tally() for _ in rows]
+            tokens_NBT = self._draw_evaluation(name, rows)
+            for chunk_NBT in tokens_NBT.split(size, dim=1):
+                logits = self._predict(weights, chunk_NBT if self.packed else chunk_NBT[0])
+                for tally, logits_BSV, tokens_BT in zip(tallies, logits, chunk_NBT, strict=True):
+                    tally.add(logits_BSV, get_targets(tokens_BT, self.n_vars))
+            for row, tally in zip(scores, tallies, strict=True):
+                row[name] = tally.score()
+        return scores
+
+    def _draw_evaluation(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Tokens (N, B, T) of one of the four sets, the same every time."""
+        samplers = []
+        for row in rows:
+            config = self.configs[row]
+            n = config.train.eval_sequences
+            samplers.append(make_evaluation_sampler(config, self.splits[row], name, n, MONITOR, self.device))
+        return PackedSampler(samplers).batch(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
+
+    def _predict(self, weights: Weights, tokens: Tensor) -> Tensor:
+        """Logits of the p numbers, (N, B, S, p) float32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits = forward(weights, tokens, self.shape)
+        return (logits if self.packed else logits[None])[..., : self.configs[0].task.p].float()
+
+    def get_state(self, row: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Numbers]:
+        """The weights to evaluate, and the optimizer's state."""
+        weights = self.optimizer.get_evaluation_weights()
+        own = {name: weight[row] if self.packed else weight for name, weight in weights.items()}
+        return own, *self.optimizer.get_state(row)
+
+    def set_state(
+        self, row: int, step: int, weights: dict[str, Tensor], tensors: dict[str, Tensor], numbers: Numbers
+    ) -> None:
+        """Go on after `step`."""
+        self.optimizer.set_state(row, weights, tensors, numbers)
+        self.done[row] = step
+        self.step_N[row] = step
+
+    def keep(self, rows: Sequence[int]) -> Engine | None:
+        """An engine of these rows alone, or None while compiling it would cost more than the others do."""
+        if self.kind != "fast" and len(rows) > _PAYS_BELOW * len(self.configs):
+            return None
+        configs, splits = [self.configs[row] for row in rows], [self.splits[row] for row in rows]
+        engine = PackedEngine(configs, splits, self.device, self.kind)
+        for new, old in enumerate(rows):
+            engine.set_state(new, self.done[old], *self.get_state(old))
+        return engine

@@ -1,0 +1,89 @@
+"""The reference: `GPT` and torch's own optimizers, one run, one operation after another. For reading and debugging."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from modicl.config import RunConfig
+from modicl.data import get_targets, make_train_sampler
+from modicl.engine.base import Engine
+from modicl.environment import resolve_dtype
+from modicl.evaluation import MONITOR, evaluate
+from modicl.metrics import Scores, measure_loss
+from modicl.model import GPT
+from modicl.optim import Numbers, Optimizer
+from modicl.predictors import ModelPredictor
+from modicl.randomness import Stream, make_key
+from modicl.tasks import TaskSplit
+
+
+class ReferenceEngine:
+    """An `Engine` of one row."""
+
+    def __init__(self, config: RunConfig, split: TaskSplit, device: torch.device) -> None:
+        self.config = config
+        self.split = split
+        self.device = device
+        self.dtype = resolve_dtype(config.train.dtype, device)
+        self.model = GPT(config).to(device)
+        self.optimizer = Optimizer(self.model, config)
+        self.sampler = make_train_sampler(config, split, device)
+        self.done = 0
+        self.losses: list[Tensor] = []
+
+    def step(self) -> None:
+        """Make one more update."""
+        tokens_BT = self.sampler.batch(self.done)
+        with self._seeded_dropout(), torch.autocast(self.device.type, self.dtype, self.dtype == torch.bfloat16):
+            logits_BSV = self.model(tokens_BT)
+        loss = measure_loss(logits_BSV, get_targets(tokens_BT, self.split.n_vars))
+        loss.backward()
+        self.optimizer.step(self.done)
+        self.losses.append(loss.detach())
+        self.done += 1
+
+    @contextlib.contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Dropout draws from torch's global generator, so a step that drops sets it, and puts it back."""
+        if self.config.model.dropout == 0:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(make_key(self.config.seeds.data, self.done, Stream.DROPOUT) >> 1)
+            yield
+
+    def drain(self) -> list[list[float]]:
+        """The losses since the last call."""
+        losses: list[float] = torch.stack(self.losses).tolist() if self.losses else []
+        self.losses = []
+        return [losses]
+
+    def evaluate(self, rows: Sequence[int]) -> list[dict[str, Scores]]:
+        """Scores of the model as it stands."""
+        assert list(rows) == [0]
+        with self.optimizer.evaluation_weights():
+            predictor = ModelPredictor(self.model, self.dtype)
+            n = self.config.train.eval_sequences
+            return [evaluate(predictor, self.config, self.split, n, self.device, MONITOR)]
+
+    def get_state(self, row: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Numbers]:
+        """The weights to evaluate, and the optimizer's state."""
+        with self.optimizer.evaluation_weights():
+            weights = {name: w.detach().clone() for name, w in self.model.state_dict().items()}
+        return weights, *self.optimizer.get_state()
+
+    def set_state(
+        self, row: int, step: int, weights: dict[str, Tensor], tensors: dict[str, Tensor], numbers: Numbers
+    ) -> None:
+        """Go on after `step`."""
+        self.model.load_state_dict(weights)
+        self.optimizer.set_state(tensors, numbers)
+        self.done = step
+
+    def keep(self, rows: Sequence[int]) -> Engine | None:
+        """None: there is but one row."""
+        return None

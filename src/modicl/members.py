@@ -1,0 +1,192 @@
+"""One run while it trains: what it logs, keeps and finds best, and when it is over.
+
+A `Member` does not compute: whoever trains tells it of steps, losses and scores, and asks it what is due.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modicl.config import MEASURES
+from modicl.files import append_line, write_json
+from modicl.metrics import Scores
+from modicl.optim import Numbers, get_learning_rate
+from modicl.runs import SUMMARY, Checkpoint, Line, Run, format_line, get_history, pick_best
+from modicl.tasks import TaskSplit
+
+
+class DivergedError(RuntimeError):
+    """The loss or a weight is no longer a finite number."""
+
+
+class Reporter(Protocol):
+    """Is told what happens in a run."""
+
+    def start(self, run: Run, step: int, messages: list[str]) -> None:
+        """The run begins, or goes on, at this step, with what the user should know."""
+
+    def step(self, step: int) -> None:
+        """So many steps are done."""
+
+    def line(self, line: Line) -> None:
+        """A line was added to metrics.jsonl."""
+
+    def finish(self, run: Run, summary: dict[str, Any]) -> None:
+        """The run has ended by itself."""
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def start(self, run: Run, step: int, messages: list[str]) -> None:
+        """Nothing."""
+
+    def step(self, step: int) -> None:
+        """Nothing."""
+
+    def line(self, line: Line) -> None:
+        """Nothing."""
+
+    def finish(self, run: Run, summary: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class Member:
+    """The books of one run."""
+
+    def __init__(
+        self, run: Run, split: TaskSplit, reporter: Reporter, messages: list[str], checkpoint: Checkpoint | None = None
+    ) -> None:
+        """`checkpoint` is where the run goes on, if it does."""
+        self.run = run
+        self.config = run.config
+        self.split = split
+        self.reporter = reporter
+        self.messages = messages
+        self.checkpoint = checkpoint
+        self.kept = pick_kept_steps(run.config.train.steps, run.config.train.keep)
+        self.done = checkpoint.step if checkpoint else 0  # steps
+        self.saved = checkpoint.step if checkpoint else -1  # step of the newest checkpoint
+        self.losses: list[float] = checkpoint.meta["losses"] if checkpoint else []  # since the last log
+        self.evaluations = [line for line in run.metrics if line["kind"] == "evaluation"] if checkpoint else []
+
+    def start(self) -> None:
+        """Training begins."""
+        self.reporter.start(self.run, self.done, self.messages)
+        self.clock = time.perf_counter()
+
+    def count_step(self) -> None:
+        """One more step is done."""
+        self.done += 1
+        self.reporter.step(self.done)
+
+    @property
+    def is_log_due(self) -> bool:
+        """Whether a line of training loss is to be written after this step."""
+        return self.done % self.config.train.log_every == 0 or self._is_last
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether the four sets are to be scored after this step."""
+        return self.done % self.config.train.eval_every == 0 or self._is_last
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether a checkpoint is to be written after this step; an evaluation can make it so."""
+        due = self.done % self.config.train.save_every == 0 or self.done in self.kept
+        return due or self.done == self.find_best()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is done, or patience has run out."""
+        best = self.find_best()
+        since = sum(1 for line in self.evaluations if best is not None and line["step"] > best)
+        return self._is_last or 0 < self.config.train.patience <= since
+
+    @property
+    def _is_last(self) -> bool:
+        return self.done == self.config.train.steps
+
+    def find_best(self) -> int | None:
+        """The step of the best evaluation so far."""
+        metric = self.config.train.best_metric
+        return pick_best(get_history(self.evaluations, metric), metric)
+
+    def add_losses(self, losses: list[float]) -> None:
+        """Take the losses of the last steps. Raises `DivergedError` at the first that is not finite."""
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._give_up(f"The loss of step {self.done - len(losses) + i + 1} is {loss}")
+        self.losses += losses
+
+    def _give_up(self, what: str) -> None:
+        raise DivergedError(
+            f"{what}, so the run stops. Its last good checkpoint is step {self.saved}, in {self.run.path}; a lower "
+            f"optim.lr or optim.clip=1 may keep it finite."
+        )
+
+    def log(self) -> None:
+        """Write the mean of the losses since the last log."""
+        lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps)
+        loss = math.fsum(self.losses) / len(self.losses)
+        self.losses = []
+        self._append({"step": self.done, "kind": "train", "loss": loss, "lr": lr})
+        now = time.perf_counter()
+        timing = {"step": self.done, "seconds": round(now - self.clock, 3)}
+        self.clock = now
+        append_line(self.run.path / "timing.jsonl", format_line(timing))
+
+    def add_scores(self, scores: dict[str, Scores]) -> None:
+        """Write an evaluation. Raises `DivergedError` where a loss is not finite."""
+        line: Line = {"step": self.done, "kind": "evaluation"}
+        for name, score in scores.items():
+            if not math.isfinite(score.loss.value):
+                self._give_up(f"The loss on {name} after step {self.done} is {score.loss.value}")
+            line[name] = {measure: getattr(score, measure).value for measure in MEASURES} | {"n": score.loss.n}
+        self.evaluations.append(line)
+        self._append(line)
+
+    def _append(self, line: Line) -> None:
+        append_line(self.run.path / "metrics.jsonl", format_line(line))
+        self.reporter.line(line)
+
+    def save(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], numbers: Numbers) -> None:
+        """Write a checkpoint. Raises `DivergedError` where a weight is not finite."""
+        if not all(bool(torch.isfinite(w).all()) for w in weights.values()):
+            self._give_up(f"After step {self.done} a weight is not a finite number")
+        meta = {
+            "config": self.config.to_dict(),
+            "split": self.split.to_dict(),
+            "losses": self.losses,
+            "optimizer": numbers,
+        }
+        self.run.save_checkpoint(self.done, weights, tensors, meta)
+        self.saved = self.done
+        best = self.find_best()
+        self.run.prune(self.kept | ({best} if best is not None else set()))
+
+    def finish(self) -> None:
+        """Write the summary: the run is over."""
+        best = self.find_best()
+        by_step = {line["step"]: line for line in self.evaluations}
+        summary = {
+            "steps": self.done,
+            "stopped_by": "steps" if self._is_last else "patience",
+            "best_metric": self.config.train.best_metric,
+            "best": by_step[best] if best is not None else None,
+            "last": self.evaluations[-1],
+        }
+        write_json(self.run.path / SUMMARY, summary)
+        self.reporter.finish(self.run, summary)
+
+
+def pick_kept_steps(steps: int, count: int) -> set[int]:
+    """Step 0 and `count` steps from 1 to the last, evenly spaced in their logarithm (fewer where they coincide)."""
+    if count == 1:
+        return {0, steps}
+    return {0} | {round(steps ** (i / (count - 1))) for i in range(count)}
