@@ -15,7 +15,7 @@ ROOMS = [
     ["comparison", "kshot", "corruption", "engine.forward", "engine.optimizer", "engine.base", "members"],
     ["engine.reference", "engine.packed"],
     ["engine"],
-    ["training"],
+    ["training", "benchmark"],
     ["interp", "interp.characters", "interp.attention", "interp.lens", "interp.causal", "interp.contributions"],
     ["interp.pca", "interp.similarity", "interp.probes"],
     ["interp.spectra"],
@@ -28,7 +28,7 @@ ROOMS = [
     [f"figures.{name}" for name in ("attention", "lens", "causal", "circles", "spectra", "similarity", "probes")],
     ["cli.parsing"],
     ["cli.tables"],
-    ["cli.train", "cli.evaluate", "cli.analyze", "cli.figure"],
+    ["cli.train", "cli.evaluate", "cli.analyze", "cli.figure", "cli.bench"],
     ["cli"],
     ["__main__"],
 ]

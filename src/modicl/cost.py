@@ -29,6 +29,29 @@ def count_step_flop(config: RunConfig) -> float:
     return 6.0 * config.data.batch_size * per_sequence
 
 
+def count_done_flop(config: RunConfig, look_up: bool = True) -> float:
+    """The same without what cannot reach the loss: what `GPT` computes, or the fast engines, which also `look_up`.
+
+    Looking up is of the first block's q, k and v, computed once a number (`modicl.engine.forward`).
+    """
+    m, s, n_vars = config.model, config.data.n_examples, config.task.n_vars
+    n_tokens, matrix = s * (n_vars + 1), m.d_model**2
+    with torch.device("meta"):
+        mlp = sum(weight.numel() for name, weight in GPT(config).named_parameters() if name.startswith("blocks.0.mlp."))
+    seen = sum(k * (n_vars + 1) + n_vars for k in range(s))  # tokens that those before a z look at
+    per_sequence, per_batch = float(s * m.d_model * config.vocab_size), 0.0
+    for layer in range(m.n_layers):
+        last = layer == m.n_layers - 1
+        read = s if last else n_tokens
+        if layer == 0 and look_up:
+            per_batch += 3 * matrix * config.vocab_size  # q, k and v of each number
+        else:
+            per_sequence += matrix * (read + 2 * n_tokens)
+        per_sequence += (matrix + mlp) * read
+        per_sequence += m.d_model * (2 * seen if last else n_tokens * (n_tokens + 1))
+    return 6.0 * (config.data.batch_size * per_sequence + per_batch)
+
+
 def estimate_disk_use(config: RunConfig) -> int:
     """Bytes that a run's checkpoints take at most: weights of those kept, optimizer state of those to resume from."""
     weights = 4 * count_parameters(config)

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from modicl.cli.analyze import Analyze, run_analyze
+from modicl.cli.bench import Bench, read_bench, run_bench
 from modicl.cli.evaluate import Corrupt, Evaluate, run_corrupt, run_evaluate
 from modicl.cli.figure import Figure, run_figure
 from modicl.cli.parsing import parse
@@ -46,6 +47,7 @@ def run_command(argv: list[str]) -> int:
         "corrupt": (Corrupt, run_corrupt),
         "analyze": (Analyze, run_analyze),
         "figure": (Figure, run_figure),
+        "bench": (Bench, run_bench),
         "presets": (Presets, run_presets),
     }
     if not argv or argv[0] in ("-h", "--help"):
@@ -58,7 +60,8 @@ def run_command(argv: list[str]) -> int:
     if name not in commands:
         raise UserError(f"There is no command {name!r}: take one of {', '.join(commands)}.{suggest(name, commands)}")
     kind, run = commands[name]
-    return run(read_train(rest) if kind is Train else parse(kind, rest, f"modicl {name}"))
+    readers: dict[type, Callable[[list[str]], Any]] = {Train: read_train, Bench: read_bench}
+    return run(readers[kind](rest) if kind in readers else parse(kind, rest, f"modicl {name}"))
 
 
 def print_overview(docs: dict[str, str]) -> None:

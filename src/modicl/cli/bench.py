@@ -1,0 +1,117 @@
+"""modicl bench and modicl bench packed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from modicl.cli.parsing import Names, Numbers, parse, read_numbers
+from modicl.config import RunConfig, UserError
+
+Config = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time training steps of PRESET, with any setting changed; modicl bench packed: of many models at once."""
+
+    config: Config
+    engines: Names = "auto"
+    """Engines to compare, with commas: plain (the full model in float32), eager, fast, compiled, graph, auto."""
+    steps: int = 10
+    """Steps a turn."""
+    repeats: int = 3
+    """Turns; the time of a step is the median over them."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class BenchPacked:
+    """Time training steps of several models of PRESET (by default laptop) in one process, by their number."""
+
+    config: Config
+    members: Numbers = "1,2,4,8"
+    """Numbers of models, with commas."""
+    steps: int = 10
+    """Steps a turn."""
+    repeats: int = 3
+    """Turns; the time of a step is the median over them."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+def read_bench(argv: list[str]) -> Bench | BenchPacked:
+    """The arguments of `modicl bench`, on top of the preset that they name."""
+    from modicl.presets import PRESETS, get_preset
+
+    packed = argv[:1] == ["packed"]
+    words = argv[1:] if packed else argv
+    named = bool(words) and not words[0].startswith("-")
+    if not named and not packed:
+        if any(word in ("-h", "--help") for word in words):
+            print("usage: modicl bench PRESET [OPTIONS], or modicl bench packed [PRESET] [OPTIONS]\n")
+            print(Bench.__doc__)
+            print(f"\nPresets: {', '.join(PRESETS)}. modicl bench PRESET --help lists every option and setting.")
+            raise SystemExit(0)
+        raise UserError(f"modicl bench needs a preset, one of {', '.join(PRESETS)}.")
+    preset, rest = (words[0], words[1:]) if named else ("laptop", words)
+    kind, prog = (BenchPacked, "modicl bench packed") if packed else (Bench, "modicl bench")
+    args: Bench | BenchPacked = parse(kind, rest, f"{prog} {preset}", kind(get_preset(preset)))
+    return args
+
+
+def run_bench(args: Bench | BenchPacked) -> int:
+    """modicl bench."""
+    from modicl.benchmark import describe_machine, time_engines
+    from modicl.progress import show_progress
+
+    args.config.check()
+    packed = isinstance(args, BenchPacked)
+    members = read_numbers("--members", args.members) if isinstance(args, BenchPacked) else [1]
+    engines = args.engines.split(",") if isinstance(args, Bench) else [args.config.train.engine]
+    machine = describe_machine(args.config)
+    with show_progress("timing") as report:
+        timings = time_engines(args.config, engines, members, args.steps, args.repeats, report)
+    if args.json:
+        print(json.dumps({"machine": machine, "timings": [timing.to_dict() for timing in timings]}))
+        return 0
+    print_timings(machine, timings, packed)
+    return 0
+
+
+def print_timings(machine: dict[str, Any], timings: list[Any], packed: bool) -> None:
+    """A table of timings, with ratios to the first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from modicl.cost import format_bytes, format_flop
+
+    console = Console(highlight=False)
+    console.print(f"{machine['device']}, torch {machine['torch']}, {machine['threads']} CPU threads", markup=False)
+    first = timings[0]
+    table = Table(box=None, pad_edge=False)
+    for name in ("members" if packed else "engine", "dtype", "step", "range", "speed", "tokens/s", "model FLOP/s"):
+        table.add_column(name, justify="left" if name in ("engine", "dtype") else "right")
+    for name in ("ceiling", "utilization", "done FLOP/s", "memory", "first step"):
+        table.add_column(name, justify="right")
+    for t in timings:
+        speed = first.step_seconds / first.members * t.members / t.step_seconds
+        table.add_row(
+            str(t.members) if packed else t.engine,
+            t.dtype,
+            f"{1000 * t.step_seconds:.4g} ms",
+            f"{1000 * t.step_seconds_low:.4g}-{1000 * t.step_seconds_high:.4g}",
+            f"{speed:.2f} x",
+            f"{t.tokens_per_second:.3g}",
+            format_flop(t.model_flop_per_second),
+            format_flop(t.ceiling_flop_per_second),
+            f"{t.utilization:.0%}",
+            format_flop(t.done_flop_per_second),
+            format_bytes(t.peak_memory_bytes),
+            f"{t.first_step_seconds:.3g} s",
+        )
+    console.print(table)
