@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def run_bench(args: Bench | BenchPacked) -> int:
 
 
 def print_timings(machine: dict[str, Any], timings: list[Any], packed: bool) -> None:
-    """A table of timings, with ratios to the first."""
+    """A table of timings, one column each."""
     from rich.console import Console
     from rich.table import Table
 
@@ -94,24 +95,23 @@ def print_timings(machine: dict[str, Any], timings: list[Any], packed: bool) -> 
     console.print(f"{machine['device']}, torch {machine['torch']}, {machine['threads']} CPU threads", markup=False)
     first = timings[0]
     table = Table(box=None, pad_edge=False)
-    for name in ("members" if packed else "engine", "dtype", "step", "range", "speed", "tokens/s", "model FLOP/s"):
-        table.add_column(name, justify="left" if name in ("engine", "dtype") else "right")
-    for name in ("ceiling", "utilization", "done FLOP/s", "memory", "first step"):
-        table.add_column(name, justify="right")
+    table.add_column("models at once" if packed else "engine")
     for t in timings:
-        speed = first.step_seconds / first.members * t.members / t.step_seconds
-        table.add_row(
-            str(t.members) if packed else t.engine,
-            t.dtype,
-            f"{1000 * t.step_seconds:.4g} ms",
-            f"{1000 * t.step_seconds_low:.4g}-{1000 * t.step_seconds_high:.4g}",
-            f"{speed:.2f} x",
-            f"{t.tokens_per_second:.3g}",
-            format_flop(t.model_flop_per_second),
-            format_flop(t.ceiling_flop_per_second),
-            f"{t.utilization:.0%}",
-            format_flop(t.done_flop_per_second),
-            format_bytes(t.peak_memory_bytes),
-            f"{t.first_step_seconds:.3g} s",
-        )
+        table.add_column(str(t.members) if packed else t.engine, justify="right")
+    per_model = first.step_seconds / first.members
+    rows: list[tuple[str, Callable[[Any], str]]] = [
+        ("number format", lambda t: t.dtype),
+        ("step", lambda t: f"{1000 * t.step_seconds:.4g} ms"),
+        ("  lowest, highest turn", lambda t: f"{1000 * t.step_seconds_low:.4g}, {1000 * t.step_seconds_high:.4g}"),
+        ("speed over the first", lambda t: f"{per_model * t.members / t.step_seconds:.2f}"),
+        ("tokens a second", lambda t: f"{t.tokens_per_second:.3g}"),
+        ("full model's FLOP/s", lambda t: format_flop(t.model_flop_per_second)),
+        ("  a matrix product's", lambda t: format_flop(t.ceiling_flop_per_second)),
+        ("  utilization", lambda t: f"{t.utilization:.0%}"),
+        ("done FLOP/s", lambda t: format_flop(t.done_flop_per_second)),
+        ("peak memory", lambda t: format_bytes(t.peak_memory_bytes)),
+        ("time to first step", lambda t: f"{t.first_step_seconds:.3g} s"),
+    ]
+    for name, show in rows:
+        table.add_row(name, *(show(t) for t in timings))
     console.print(table)
