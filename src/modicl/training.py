@@ -87,34 +87,39 @@ def train_pack(
     """
     if len(configs) != len(folders) or not configs:
         raise UserError(f"train_pack needs a folder for each run: {len(configs)} configs, {len(folders)} folders.")
-    if len({Path(folder).absolute() for folder in folders}) < len(folders):
+    if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise UserError("Two runs of a pack cannot have the same folder.")
     for config in configs:
         config.check()
     device = resolve_device(configs[0].train.device)
     check_pack(configs, device)
     reporters = reporters or [SilentReporter() for _ in configs]
-    outcome: dict[Path, Run | DivergedError] = {}
+    there: dict[Path, Run] = {}
+    for config, folder in zip(configs, map(Path, folders), strict=True):
+        if not (resume and (folder / "config.json").exists()):
+            _check_place(folder, force=False)
+            continue
+        there[folder] = load_run(folder)
+        if there[folder].config != config:
+            raise UserError(f"The run {folder} has another config than it is to go on with.")
+    new = [config for config, folder in zip(configs, map(Path, folders), strict=True) if folder not in there]
+    check_free_space(Path(folders[0]), sum(map(estimate_disk_use, new)))
+    outcome: dict[Path, Run | DivergedError] = dict(there)
     members = []
     with use_threads(configs[0].train.threads):
         for config, folder, reporter in zip(configs, map(Path, folders), reporters, strict=True):
-            if resume and (folder / "config.json").exists():
-                run = load_run(folder)
-                if run.config != config:
-                    raise UserError(f"The run {folder} has another config than it is to go on with.")
-                outcome[folder] = run
-                if not run.finished:
-                    members.append(_resume(run, reporter))
-            else:
+            if folder not in there:
                 members.append(_start(config, folder, False, device, reporter))
+            elif not there[folder].finished:
+                members.append(_resume(there[folder], reporter))
         if members:
             for member, error in zip(members, _Pack(members, device).run_to_end(), strict=True):
                 outcome[member.run.path] = error or member.run
     return [outcome[Path(folder)] for folder in folders]
 
 
-def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, reporter: Reporter) -> Member:
-    split = make_split(config)
+def _check_place(folder: Path, force: bool) -> None:
+    """Raise `UserError` where a new run cannot take this folder."""
     if folder.exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder} is there already and is not a run: take another name.")
     if folder.exists() and not force:
@@ -124,6 +129,11 @@ def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, r
             f"The run {folder} was interrupted: go on with modicl train --resume {folder}, or --force to delete it and "
             f"start over."
         )
+
+
+def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, reporter: Reporter) -> Member:
+    split = make_split(config)
+    _check_place(folder, force)
     if folder.exists():
         with explain_os_errors(folder):
             shutil.rmtree(folder)
@@ -233,7 +243,6 @@ class _Pack:
         over = [i for i in self.rows if self.errors[i] is not None or self.members[i].is_over]
         if not over:
             return
-        self._take_losses()
         self._save(over)
         for i in self._sound(over):
             self.members[i].finish()

@@ -93,7 +93,9 @@ def forward(w: Weights, tokens: Tensor, shape: Shape) -> Tensor:
         names = [f"{block}.attn.{part}_proj.weight" for part in "qkv"]
         # q, k and v, (..., M, D) each: of every number in the first block, then of every token.
         if layer == 0:
-            parts = list(look_up(_apply(w, names, _normalize(w, f"{block}.ln1", embed))).chunk(3, -1))
+            table = _apply(w, names, _normalize(w, f"{block}.ln1", embed))
+            # A number's gradient adds up those of thousands of tokens, for which bfloat16 has too few digits.
+            parts = list(look_up(table.to(embed.dtype)).to(table.dtype).chunk(3, -1))
             parts[0] = pick(parts[0]) if last else parts[0]
         else:
             h = _normalize(w, f"{block}.ln1", x)
