@@ -26,9 +26,17 @@ ROOMS = [
         for name in ("curves", "shots", "against", "lines", "training", "kshot", "corruption", "course")
     ],
     [f"figures.{name}" for name in ("attention", "lens", "causal", "circles", "spectra", "similarity", "probes")],
+    ["sweep.rows", "figures.heatmaps"],
+    ["sweep.phases", "sweep.slices", "figures.phases", "figures.slices"],
+    ["figures.transience"],
+    ["sweep", "sweep.grid", "sweep.leases"],
+    ["sweep.folder"],
+    ["sweep.worker", "sweep.executors", "sweep.plan", "sweep.display"],
+    ["sweep.driver", "sweep.table"],
     ["cli.parsing"],
     ["cli.tables"],
-    ["cli.train", "cli.evaluate", "cli.analyze", "cli.figure", "cli.bench"],
+    ["cli.sweep_figure"],
+    ["cli.train", "cli.evaluate", "cli.analyze", "cli.figure", "cli.bench", "cli.sweep"],
     ["cli"],
     ["__main__"],
 ]

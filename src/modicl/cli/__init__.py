@@ -15,8 +15,9 @@ from typing import Any
 from modicl.cli.analyze import Analyze, run_analyze
 from modicl.cli.bench import Bench, read_bench, run_bench
 from modicl.cli.evaluate import Corrupt, Evaluate, run_corrupt, run_evaluate
-from modicl.cli.figure import Figure, run_figure
+from modicl.cli.figure import Figure, read_figure, run_figure
 from modicl.cli.parsing import parse
+from modicl.cli.sweep import SweepStart, read_sweep, run_sweep_command
 from modicl.cli.train import Presets, Train, read_train, run_presets, run_train
 from modicl.config import UserError, suggest
 
@@ -43,6 +44,7 @@ def run_command(argv: list[str]) -> int:
     """Run one command line and return its exit code. Raises `UserError`, and `SystemExit` for help and usage."""
     commands: dict[str, tuple[type, Callable[[Any], int]]] = {
         "train": (Train, run_train),
+        "sweep": (SweepStart, run_sweep_command),
         "evaluate": (Evaluate, run_evaluate),
         "corrupt": (Corrupt, run_corrupt),
         "analyze": (Analyze, run_analyze),
@@ -60,7 +62,12 @@ def run_command(argv: list[str]) -> int:
     if name not in commands:
         raise UserError(f"There is no command {name!r}: take one of {', '.join(commands)}.{suggest(name, commands)}")
     kind, run = commands[name]
-    readers: dict[type, Callable[[list[str]], Any]] = {Train: read_train, Bench: read_bench}
+    readers: dict[type, Callable[[list[str]], Any]] = {
+        Train: read_train,
+        SweepStart: read_sweep,
+        Bench: read_bench,
+        Figure: read_figure,
+    }
     return run(readers[kind](rest) if kind in readers else parse(kind, rest, f"modicl {name}"))
 
 

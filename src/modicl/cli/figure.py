@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from modicl.cli.parsing import Numbers, RunFolder, Which, read_numbers, warn
+from modicl.cli.parsing import Numbers, RunFolder, Which, parse, read_numbers, warn
+from modicl.cli.sweep_figure import SWEEP_FIGURES, SweepFigure, run_sweep_figure
 from modicl.config import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Figure:
     kshot: what the model and a learner answer to every input after k examples of one task.
 
     corruption: accuracy with wrong labels, from modicl corrupt.
+
+    Of a sweep, with options of their own (modicl figure phases --help): phases, transience, slice.
     """
 
     what: Annotated[
@@ -62,8 +65,17 @@ class Figure:
     """Seed of the context (kshot)."""
 
 
-def run_figure(args: Figure) -> int:
+def read_figure(argv: list[str]) -> Figure | SweepFigure:
+    """The arguments of `modicl figure`, of a run or of a sweep."""
+    is_sweep = argv[:1] != [] and argv[0] in SWEEP_FIGURES
+    args: Figure | SweepFigure = parse(SweepFigure if is_sweep else Figure, argv, "modicl figure")
+    return args
+
+
+def run_figure(args: Figure | SweepFigure) -> int:
     """modicl figure."""
+    if isinstance(args, SweepFigure):
+        return run_sweep_figure(args)
     from modicl.figures.style import save_figure
     from modicl.runs import load_run
 

@@ -1,0 +1,175 @@
+"""Where workers run: `local`, a process a slot, and `packed`, the same with several cells training in each.
+
+Another executor is a class with the members of `Executor`, a word in `EXECUTORS`, and whatever calls
+`modicl.sweep.worker` where it places the work. What is finished, failed or left is read from the sweep folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from modicl.config import RunConfig, UserError, suggest
+
+EXECUTORS = ("local", "packed")
+"""The executors by name."""
+
+PACK_SIZE = 8
+"""Cells that train together under `packed`, unless another number is asked for."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Cells that are no longer under way; `code` is the exit code of their worker if that died, else 0."""
+
+    cells: tuple[str, ...]
+    code: int = 0
+
+
+class Executor(Protocol):
+    """Places the cells that it is given."""
+
+    slots: int
+    """Jobs that may be under way at once."""
+    pack_size: int
+    """Cells of one shape that a job may hold."""
+
+    def start(self, cells: Sequence[str]) -> None:
+        """Have a worker run these cells, together if there are several; only while a slot is free."""
+
+    def poll(self) -> list[Ended]:
+        """Jobs that have ended since the last call."""
+
+    def stop(self) -> None:
+        """Have every worker save and end, and wait for it."""
+
+
+@dataclass
+class _Slot:
+    """A place for one worker process."""
+
+    device: str | None
+    process: subprocess.Popen[str] | None = None
+    cells: tuple[str, ...] = field(default=())
+
+
+class LocalExecutor:
+    """A worker process a slot on this machine, which stays for the next cells."""
+
+    def __init__(self, folder: Path, slots: int, pack_size: int = 1, devices: Sequence[str] = (), force: bool = False):
+        """`devices` are handed to the slots in turn; `force` starts runs over."""
+        self.folder, self.slots, self.pack_size, self.force = folder, slots, pack_size, force
+        self._places = [_Slot(devices[i % len(devices)] if devices else None) for i in range(slots)]
+        self._said: queue.SimpleQueue[tuple[_Slot, int | None]] = queue.SimpleQueue()
+
+    def start(self, cells: Sequence[str]) -> None:
+        """Have the worker of a free slot run these cells; it is started where there is none."""
+        slot = next(slot for slot in self._places if not slot.cells)
+        if slot.process is None:
+            slot.process = self._spawn(slot)
+        slot.cells = tuple(cells)
+        assert slot.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has died, which `poll` will say
+            slot.process.stdin.write(" ".join(cells) + "\n")
+            slot.process.stdin.flush()
+
+    def _spawn(self, slot: _Slot) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "modicl.sweep.worker", str(self.folder), "--serve"]
+        command += ["--parent", str(os.getpid())] + (["--force"] if self.force else [])
+        environment = dict(os.environ) | ({} if slot.device is None else {"CUDA_VISIBLE_DEVICES": slot.device})
+        with (self.folder / "worker.log").open("a") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the driver, which lets the workers save
+            )
+        threading.Thread(target=self._listen, args=(slot, process), daemon=True).start()
+        return process
+
+    def _listen(self, slot: _Slot, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for _ in process.stdout:
+            self._said.put((slot, None))
+        self._said.put((slot, process.wait()))
+
+    def poll(self) -> list[Ended]:
+        """Jobs that have ended since the last call."""
+        ended = []
+        while not self._said.empty():
+            slot, code = self._said.get()
+            if code is not None:
+                _close(slot)
+            if slot.cells:
+                ended.append(Ended(slot.cells, code or 0))
+            slot.cells = ()
+        return ended
+
+    def stop(self) -> None:
+        """Have every worker save and end, and wait for it."""
+        live = [slot for slot in self._places if slot.process is not None]
+        for slot in live:
+            assert slot.process is not None
+            slot.process.send_signal(signal.SIGTERM)
+        for slot in live:
+            assert slot.process is not None
+            slot.process.wait()
+            _close(slot)
+
+
+def _close(slot: _Slot) -> None:
+    """Forget a process that has ended."""
+    if slot.process is not None:
+        for pipe in (slot.process.stdin, slot.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # words that it did not read
+                pipe.close()
+    slot.process = None
+
+
+def make_executor(
+    name: str, folder: Path, config: RunConfig, slots: int = 0, pack_size: int = 0, force: bool = False
+) -> Executor:
+    """The executor of this name for runs like `config`; 0 slots or cells a pack are what suits the machine.
+
+    Raises `UserError` for a name that there is not, and for numbers that mean nothing to it.
+    """
+    if name not in EXECUTORS:
+        raise UserError(f"There is no executor {name!r}: take {' or '.join(EXECUTORS)}.{suggest(name, EXECUTORS)}")
+    if slots < 0 or pack_size < 0:
+        raise UserError(f"--slots and --pack-size are {slots} and {pack_size}; they cannot be negative.")
+    if name == "local" and pack_size > 1:
+        raise UserError(f"--pack-size {pack_size} needs --executor packed: local trains each run by itself.")
+    devices = list_devices(config)
+    size = 1 if name == "local" else pack_size or PACK_SIZE
+    return LocalExecutor(folder, slots or count_slots(config, len(devices)), size, devices, force)
+
+
+def list_devices(config: RunConfig) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is for one device after another, or nothing where the device is not ours to pick."""
+    if config.train.device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    given = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    return (given or [str(i) for i in range(torch.cuda.device_count())]) if torch.cuda.is_available() else []
+
+
+def count_slots(config: RunConfig, n_devices: int) -> int:
+    """One a CUDA device; on a CPU as many as its cores hold of runs with train.threads threads."""
+    if n_devices or config.train.device.startswith("cuda"):
+        return max(1, n_devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // config.train.threads) if config.train.threads else 1

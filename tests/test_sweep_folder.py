@@ -1,0 +1,250 @@
+"""The sweep folder: what it holds, states from files, leases that one process has, and growing."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modicl import presets
+from modicl.config import RunConfig, UserError, replace_field
+from modicl.files import DamagedError
+from modicl.sweep import leases
+from modicl.sweep.folder import Plan, Sweep
+from modicl.sweep.grid import Axis, read_axis
+from modicl.sweep.leases import LEASE_SECONDS, is_live, read_lease, take_lease
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["modicl.sweep.leases"])
+
+
+def make_plan(*axes: str, seeds: int | None = None, **more) -> Plan:
+    return Plan([read_axis(axis) for axis in axes], seeds=seeds, **more)
+
+
+def make_sweep(path: Path, *axes: str, base: RunConfig | None = None, **more) -> Sweep:
+    return Sweep.create(path, "tiny", base or presets.tiny(), make_plan(*axes, **more))
+
+
+def test_a_sweep_is_read_as_it_was_written(tmp_path):
+    stages = "data.stages=[[[5, 2, 0.5]], [[9, 1, 0.0]]]"
+    base = replace_field(replace_field(presets.tiny(), "data.contexts", "stages"), "data.stages", ((1, 2, 0.0),))
+    made = make_sweep(tmp_path / "s", stages, "task.n_tasks=8,30", base=base, seeds=2, skip_impossible=True)
+    read = Sweep.load(tmp_path / "s")
+    assert (read.cells, read.axes, read.base, read.skipped) == (made.cells, made.axes, base, made.skipped)
+    assert read.fields == ["data.stages", "task.n_tasks"]
+    assert len(read.cells) == 4
+    assert [each.changes["task.n_tasks"] for each in read.skipped] == [30] * 4
+    for name in read.cells:
+        read.config(name).check()
+    assert {path.name for path in read.path.iterdir()} == {"sweep.json", "runs", "leases", "failures"}
+    written = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert set(written) == {"version", "preset", "base", "axes", "cells", "skipped"}
+
+
+def test_the_same_sweep_is_opened_and_another_refused(tmp_path):
+    make_sweep(tmp_path / "s", "task.n_tasks=8,12", seeds=2)
+    assert len(make_sweep(tmp_path / "s", "task.n_tasks=8,12", seeds=2).cells) == 4
+    with pytest.raises(UserError, match="is another sweep, with other cells: take another --name"):
+        make_sweep(tmp_path / "s", "task.n_tasks=8,16", seeds=2)
+    with pytest.raises(UserError, match="is another sweep, with other cells"):
+        make_sweep(tmp_path / "s", "task.n_tasks=8,12", seeds=3)
+    with pytest.raises(UserError, match="is another sweep, with another base config"):
+        make_sweep(tmp_path / "s", "task.n_tasks=8,12", base=replace_field(presets.tiny(), "optim.lr", 1.0), seeds=2)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="is there already and is not a sweep"):
+        make_sweep(tmp_path / "other", "task.n_tasks=8,12")
+
+
+def test_what_is_no_sweep_is_named(tmp_path):
+    make_sweep(tmp_path / "s", "task.n_tasks=8,12")
+    with pytest.raises(UserError, match=r"There is no sweep at .* The sweeps in .* are s\."):
+        Sweep.load(tmp_path / "t")
+    file = tmp_path / "s" / "sweep.json"
+    good = json.loads(file.read_text())
+    changes: list[dict[str, Any]] = [
+        {"cells": 3},
+        {"axes": [{}]},
+        {"cells": [{"name": "../x", "changes": {}, "seed": 0}]},
+    ]
+    for change in changes:
+        file.write_text(json.dumps(good | change))
+        with pytest.raises(DamagedError, match=r"sweep\.json is not a sweep, or is damaged"):
+            Sweep.load(tmp_path / "s")
+    for text in ("[]", "3"):
+        file.write_text(text)
+        with pytest.raises(DamagedError):
+            Sweep.load(tmp_path / "s")
+    file.write_text(json.dumps(good | {"version": 2}))
+    with pytest.raises(UserError, match="later modicl"):
+        Sweep.load(tmp_path / "s")
+
+
+def test_states_are_those_of_the_files(tmp_path):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=4,8,12,16", seeds=1)
+    done, running, failed, interrupted = sweep.cells
+    for name in (done, interrupted):
+        sweep.run_path(name).mkdir()
+    (sweep.run_path(done) / "summary.json").write_text("{}")
+    lease = sweep.take_lease(running)
+    assert lease is not None
+    sweep.record_failure(failed, "No good.", "a trace")
+    assert list(sweep.states().values()) == ["finished", "running", "failed", "interrupted"]
+    lease.release()
+    assert sweep.state(running) == "pending"
+    # Whatever else is there, a finished run is finished, and a retried one under way is running.
+    sweep.record_failure(done, "Odd.")
+    assert sweep.state(done) == "finished"
+    lease = sweep.take_lease(failed)
+    assert lease is not None
+    assert sweep.state(failed) == "running"
+    lease.release()
+
+
+def test_failures_are_counted_over_retries(tmp_path):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=8")
+    (name,) = sweep.cells
+    for attempt in (1, 2, 3):
+        sweep.record_failure(name, "No good.", "a trace")
+        failure = sweep.read_failure(name)
+        assert (failure["attempts"], failure["error"], failure["traceback"]) == (attempt, "No good.", "a trace")
+        assert sweep.has_failed(name)
+        sweep.forgive(name)
+        assert sweep.state(name) == "pending"
+    sweep.record_failure(name, "No good.")
+    (sweep.path / "failures" / f"{name}.json").write_text("{")
+    assert "damaged" in sweep.read_failure(name)["error"]
+
+
+def test_extending_adds_values_axes_and_seeds_and_keeps_what_is_there(tmp_path):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=8,12", "task.alpha=0.4,0.8")
+    first = list(sweep.cells)
+    new = sweep.extend(make_plan("task.n_tasks=16"))
+    assert [cell.name for cell in new] == ["n_tasks=16_alpha=0.4", "n_tasks=16_alpha=0.8"]
+    new = sweep.extend(make_plan(seeds=2))
+    # The seeds of tiny are all 0: seed 0 is there already, under its first name.
+    assert {cell.seed for cell in new} == {1}
+    assert len(new) == 6
+    sweep = Sweep.load(sweep.path)
+    new = sweep.extend(make_plan("task.n_tasks=4"))
+    assert [(cell.changes["task.alpha"], cell.seed) for cell in new] == [(0.4, 0), (0.4, 1), (0.8, 0), (0.8, 1)]
+    assert list(sweep.cells)[:4] == first
+    assert len({sweep.config(name) for name in sweep.cells}) == len(sweep.cells) == 16
+    assert sweep.extend(make_plan("task.n_tasks=4", seeds=2)) == []
+    new = sweep.extend(Plan(points=[{"optim.lr": 0.5}]))
+    assert [(cell.changes, cell.seed) for cell in new] == [({"optim.lr": 0.5}, 0), ({"optim.lr": 0.5}, 1)]
+    assert sweep.fields == ["task.n_tasks", "task.alpha", "optim.lr"]
+    with pytest.raises(UserError, match="impossible"):
+        sweep.extend(make_plan("task.n_tasks=9"))
+    assert Sweep.load(sweep.path).axes == sweep.axes == [Axis.from_dict(axis.to_dict()) for axis in sweep.axes]
+
+
+def test_what_was_left_out_stays_out_when_a_sweep_grows(tmp_path):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=8,9", skip_impossible=True, seeds=1)
+    new = sweep.extend(make_plan("task.n_tasks=12"))
+    assert [cell.name for cell in new] == ["n_tasks=12_seed=0"]
+    assert len(sweep.skipped) == 1
+
+
+def test_a_lease_is_one_process_s_until_it_is_released(tmp_path):
+    path = tmp_path / "x.json"
+    lease = take_lease(path)
+    assert lease is not None
+    record = read_lease(path)
+    assert record is not None
+    assert set(record) == {"owner", "host", "pid", "expires"}
+    assert record["pid"] == os.getpid()
+    assert record["expires"] == pytest.approx(time.time() + LEASE_SECONDS, abs=5)
+    assert take_lease(path) is None
+    lease.release()
+    assert not path.exists()
+    again = take_lease(path)
+    assert again is not None
+    again.release()
+
+
+def test_an_expired_lease_is_taken_over_and_its_owner_finds_out(tmp_path):
+    path = tmp_path / "x.json"
+    old = take_lease(path, seconds=0.05)
+    assert old is not None
+    assert old.renew()  # before it expires
+    time.sleep(0.1)
+    assert not is_live(path)
+    new = take_lease(path)
+    assert new is not None
+    assert not old.renew()
+    old.release()  # which is not the new owner's
+    assert is_live(path)
+    assert read_lease(path)["owner"] == new.owner  # type: ignore[index]
+    new.release()
+
+
+def test_a_late_renewal_keeps_a_lease_that_nobody_took(tmp_path):
+    lease = take_lease(tmp_path / "x.json", seconds=0.05)
+    assert lease is not None
+    time.sleep(0.1)
+    lease.seconds = 60
+    assert lease.renew()
+    assert take_lease(tmp_path / "x.json") is None
+    lease.release()
+
+
+def take_and_die(path: Path) -> None:
+    assert take_lease(path) is not None
+    os.kill(os.getpid(), 9)
+
+
+def test_the_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    process = FORK.Process(target=take_and_die, args=(path,))
+    process.start()
+    process.join()
+    assert path.exists()
+    assert not is_live(path)
+    # On another machine nobody knows about it before it expires.
+    monkeypatch.setattr(leases, "_describe_host", lambda: "elsewhere")
+    assert is_live(path)
+    assert take_lease(path) is None
+
+
+def test_a_lease_that_cannot_be_read_counts_from_when_it_was_written(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"owner": "')
+    assert is_live(path)
+    os.utime(path, (0, time.time() - LEASE_SECONDS - 1))
+    assert not is_live(path)
+    assert take_lease(path) is not None
+
+
+def race(paths: list[Path], barrier, wins) -> None:
+    for path in paths:
+        barrier.wait()
+        lease = take_lease(path)
+        if lease is not None:
+            wins.put((path.name, lease.owner))
+    barrier.wait()  # so that every lease is still that of a process that lives
+
+
+def test_of_processes_that_race_for_an_expired_lease_one_wins(tmp_path):
+    paths = [tmp_path / f"{turn}.json" for turn in range(50)]
+    old = [take_lease(path, seconds=0.0) for path in paths]
+    barrier, wins = FORK.Barrier(5), FORK.Queue()
+    processes = [FORK.Process(target=race, args=(paths, barrier, wins)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for _ in paths:
+        barrier.wait()
+    won = [wins.get(timeout=20) for _ in paths]
+    assert wins.empty()
+    for path, lease in zip(paths, old, strict=True):
+        record = read_lease(path)
+        assert record is not None
+        assert (path.name, record["owner"]) in won
+        assert lease is not None
+        assert not lease.renew()
+    barrier.wait()
+    for process in processes:
+        process.join()
