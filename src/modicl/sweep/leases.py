@@ -37,7 +37,7 @@ class Lease:
 
     def _write(self) -> None:
         expires = time.time() + self.seconds
-        record = {"owner": self.owner, "host": _describe_host(), "pid": os.getpid(), "expires": round(expires, 3)}
+        record = {"owner": self.owner, "host": _describe_host(), "pid": os.getpid(), "expires": expires}
         # Always of one length, so that a reader finds the old record or the new one.
         os.pwrite(self._descriptor, json.dumps(record).ljust(_RECORD).encode(), 0)
         self.expires = expires
