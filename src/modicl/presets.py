@@ -49,17 +49,17 @@ def tiny() -> RunConfig:
 
 
 def laptop() -> RunConfig:
-    """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 11, width 64, 24 examples.
+    """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 11, width 64, 28 examples.
 
-    Eight minutes on one core in float32. At the last shot, 0.9 on training inputs and 0.8 on held-out ones, known tasks
-    and new ones alike; exact ratio matching has 0.87 to 0.88. Last digits can decide: records/2026-11-21_laptop-muon.
+    Eleven minutes on one core in float32. At the last shot, 0.93 on training inputs and 0.87 on held-out ones, known
+    tasks and new ones alike. Other seeds or last digits can end lower: records/2026-11-21_laptop-muon.
     """
     return RunConfig(
         task=TaskConfig(p=11, n_tasks=88),
         # The skills in the order in which they compose: copying, ratios on one line, which of two or four lines.
         data=DataConfig(
-            n_examples=24,
-            batch_size=96,
+            n_examples=28,
+            batch_size=84,
             shared_inputs=False,
             contexts="stages",
             stages=((100, 3, 0.0), (700, 1, 0.95), (1300, 2, 0.7), (2200, 4, 0.5)),
@@ -67,7 +67,8 @@ def laptop() -> RunConfig:
         model=ModelConfig(n_layers=2, d_model=64, n_heads=4, init_std=0.06, scale_attn_out=True),
         # Muon solves a single line in 700 steps, where AdamW takes 1,000 or never does: records/2026-11-21_laptop-muon.
         optim=OptimConfig(name="muon", lr=5e-3, weight_decay=1.0, warmup_steps=100),
-        train=TrainConfig(steps=5000, log_every=50, eval_every=200, eval_sequences=512, save_every=500, threads=1),
+        train=TrainConfig(steps=7000, log_every=50, eval_every=200, eval_sequences=512, save_every=500, threads=1),
+        seeds=SeedConfig(weights=1),
     )
 
 
