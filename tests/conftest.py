@@ -1,8 +1,26 @@
+import sys
+
 import pytest
 import torch
+
+from modicl.cli import main
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     # The models of the tests are too small for a second thread to help, and a busy machine would make it wait.
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def modicl(monkeypatch, capsys):
+    """Runs a command line in this process: (exit code, what it printed, what it said of errors)."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["modicl", *map(str, argv)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, replace_field
 from modicl.evaluation import iterate_chunks
 from modicl.interp.causal import Part
@@ -22,7 +23,7 @@ def make_case(n_vars: int = 2, n_layers: int = 2, tied: bool = True) -> tuple[GP
     more = {"task.alpha": 0.6, "model.init_std": 0.4, "model.tied": tied, "model.vocab_size": 8}
     for path, value in {**changes, **sizes, **more}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     model = GPT(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, replace_field
 from modicl.model import GPT
 from modicl.tasks import TaskSplit
@@ -46,7 +47,7 @@ def make_copier_config(n_examples: int = 16) -> RunConfig:
     config = presets.tiny()
     for path, value in changes.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

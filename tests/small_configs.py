@@ -3,6 +3,7 @@
 from typing import Any
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, replace_field
 
 
@@ -12,5 +13,5 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"model.d_model": 16, "model.init_std": 0.3, "task.alpha": 0.6}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config

@@ -10,7 +10,6 @@ import torch
 
 from modicl import load_run, presets, train
 from modicl.analysis import ANALYSES
-from modicl.cli import main
 from modicl.config import SETS
 from modicl.evaluation import evaluate
 from modicl.predictors import PREDICTORS, ModelPredictor
@@ -30,20 +29,6 @@ def runs(tmp_path_factory) -> Path:
 def copy_run(runs: Path, target: Path) -> Path:
     subprocess.run(["cp", "-r", str(runs / "tiny"), str(target)], check=True)
     return target
-
-
-@pytest.fixture
-def modicl(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, what it printed, what it said of errors)."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["modicl", *map(str, argv)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 def test_help_of_every_command(modicl):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modicl import evaluation, presets
+from modicl.checks import check_config
 from modicl.comparison import LAPSE, compare, find_switch, summarize
 from modicl.config import SETS, RunConfig, replace_field
 from modicl.data import get_targets
@@ -34,7 +35,7 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"task.p": 7, "task.n_tasks": 16, "data.n_examples": N_EXAMPLES, "task.alpha": 0.6}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

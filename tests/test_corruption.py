@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl import evaluation, presets
+from modicl.checks import check_config
 from modicl.config import SETS, RunConfig, UserError, replace_field
 from modicl.corruption import corrupt, mark_place, mark_random, measure_corruption
 from modicl.data import get_inputs, get_targets
@@ -26,7 +27,7 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"task.n_tasks": 8, "data.n_examples": 7, "task.alpha": 0.6}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

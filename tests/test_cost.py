@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from modicl import presets, train
+from modicl.checks import check_config
 from modicl.config import RunConfig, TrainConfig, replace_field
 from modicl.cost import count_parameters, count_step_flop, estimate_disk_use, format_bytes, format_flop
 
@@ -14,7 +15,7 @@ def make_config(**changes: Any) -> RunConfig:
     config = presets.tiny()
     for key, value in changes.items():
         config = replace_field(config, key.replace("__", "."), value)
-    config.check()
+    check_config(config)
     return config
 
 

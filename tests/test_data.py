@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modicl.checks import check_config, list_notes
 from modicl.config import SETS, DataConfig, RunConfig, SeedConfig, TaskConfig
 from modicl.data import Sampler, get_targets, make_evaluation_sampler, make_tokens, make_train_sampler
 from modicl.residues import IntArray
@@ -26,7 +27,7 @@ def make_config(task: dict[str, Any] | None = None, seeds: dict[str, int] | None
         data=replace(DataConfig(n_examples=12, batch_size=20), **data),
         seeds=SeedConfig(**(seeds or {})),
     )
-    config.check()
+    check_config(config)
     return config
 
 
@@ -530,7 +531,7 @@ def test_a_mixture_of_one_pair_is_that_stage() -> None:
 def test_settings_said_to_have_no_effect_have_none(contexts: str, used: dict[str, Any], unused: dict[str, Any]) -> None:
     plain = make_config(contexts=contexts, batch_size=40, **used)
     more = make_config(contexts=contexts, batch_size=40, **used, **unused)
-    assert len(more.notes()) == len(plain.notes()) + len(unused)
+    assert len(list_notes(more)) == len(list_notes(plain)) + len(unused)
     split = make_split(plain)
     assert torch.equal(make_train_sampler(plain, split).batch(3), make_train_sampler(more, split).batch(3))
 

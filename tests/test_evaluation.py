@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl import evaluation, presets
+from modicl.checks import check_config
 from modicl.config import SETS, RunConfig, replace_field
 from modicl.data import get_targets
 from modicl.evaluation import MONITOR, REPORT, count_report_sequences, evaluate
@@ -23,7 +24,7 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"task.p": 7, "task.n_tasks": 8, "model.d_model": 16}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from modicl import load_run, presets, train
-from modicl.cli import main
 from modicl.config import SETS, replace_field
 from modicl.figures.heatmaps import find_edges, label_values, place_values
 from modicl.figures.phases import PHASE_COLOURS, plot_phases
@@ -246,20 +244,6 @@ def test_files_are_the_same_twice(tmp_path):
     tables = make_both(make_small_rows())
     first, second = (save_figure(plot_phases(tables), tmp_path / folder / "x")[0] for folder in "ab")
     assert first.read_bytes() == second.read_bytes()
-
-
-@pytest.fixture
-def modicl(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, what it printed, what it said of errors)."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["modicl", *map(str, argv)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
 
 
 COMMANDS = {

@@ -8,6 +8,7 @@ import modicl
 ROOMS = [
     ["residues", "randomness"],
     ["config"],
+    ["checks"],
     ["files", "environment", "metrics", "tasks", "model", "presets"],
     ["optim", "cost", "data", "taps"],
     ["predictors", "contexts"],

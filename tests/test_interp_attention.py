@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import UserError, replace_field
 from modicl.evaluation import iterate_chunks
 from modicl.interp import attention
@@ -26,7 +27,7 @@ def make_case(p: int = 5, n_vars: int = 2, n_examples: int = 6, n_sequences: int
     sizes = {"model.d_model": 16, "model.n_heads": 2, "model.n_layers": 2, "data.n_examples": n_examples}
     for path, value in {**changes, **sizes, "model.init_std": 0.6}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     tokens_BT = torch.cat(list(iterate_chunks(config, make_split(config), "ood_train", n_sequences)))
     order = torch.randperm(len(tokens_BT), generator=torch.Generator().manual_seed(0))
     return GPT(config).eval(), tokens_BT[order][:n_sequences]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import SETS, RunConfig, replace_field
 from modicl.data import get_targets
 from modicl.evaluation import evaluate, iterate_chunks
@@ -21,7 +22,7 @@ def make_config(n_vars: int = 2, n_layers: int = 3, tied: bool = True) -> RunCon
     more = {"task.alpha": 0.6, "model.init_std": 0.5, "model.tied": tied, "model.vocab_size": 8}
     for path, value in {**changes, **sizes, **more}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

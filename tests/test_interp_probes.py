@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, UserError, replace_field
 from modicl.data import get_inputs
 from modicl.interp.probes import (
@@ -41,7 +42,7 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"task.p": P, "task.alpha": 0.8, "model.d_model": 16, "model.init_std": 0.3}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

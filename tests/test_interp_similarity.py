@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, UserError, replace_field
 from modicl.contexts import make_grid_tokens
 from modicl.interp.similarity import (
@@ -32,7 +33,7 @@ def make_config(**changes: Any) -> RunConfig:
     small = {"model.d_model": 16, "model.init_std": 0.3}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modicl.checks import check_config
 from modicl.config import ModelConfig, RunConfig, SeedConfig, TaskConfig, replace_field
 from modicl.model import GPT, list_taps, make_phases, rotate
 from tests.reference_model import Settings, count_parameters, run_decoder
@@ -48,7 +49,7 @@ def make_config(n_vars: int = 2, p: int = 7, seed: int = 3, **model: Any) -> Run
         model=ModelConfig(**(SMALL | model)),
         seeds=SeedConfig(weights=seed),
     )
-    config.check()
+    check_config(config)
     return config
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import ConfigError, OptimConfig, RunConfig, replace_field
 from modicl.data import get_targets, make_train_sampler
 from modicl.metrics import measure_loss
@@ -34,7 +35,7 @@ def make_config(name: str = "adamw", **changes: Any) -> RunConfig:
     }
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

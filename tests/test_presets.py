@@ -1,5 +1,6 @@
 import pytest
 
+from modicl.checks import check_config, list_notes
 from modicl.config import ConfigError
 from modicl.presets import PRESETS, get_preset
 from modicl.tasks import make_split
@@ -8,8 +9,8 @@ from modicl.tasks import make_split
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_run(name):
     config = get_preset(name)
-    config.check()
-    assert config.notes() == []
+    check_config(config)
+    assert list_notes(config) == []
     assert len(make_split(config).pretrain_tasks) == config.task.n_tasks
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, UserError, replace_field
 from modicl.files import DamagedError
 from modicl.sweep import leases
@@ -39,7 +40,7 @@ def test_a_sweep_is_read_as_it_was_written(tmp_path):
     assert len(read.cells) == 4
     assert [each.changes["task.n_tasks"] for each in read.skipped] == [30] * 4
     for name in read.cells:
-        read.config(name).check()
+        check_config(read.config(name))
     assert {path.name for path in read.path.iterdir()} == {"sweep.json", "runs", "leases", "failures"}
     written = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert set(written) == {"version", "preset", "base", "axes", "cells", "skipped"}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from modicl import presets
+from modicl.checks import check_config
 from modicl.config import RunConfig, UserError, replace_field
 from modicl.model import GPT, TAPS, Tap, list_taps
 from modicl.taps import collect, intervene, record, run_with_cache
@@ -21,7 +22,7 @@ def make_config(**changes: Any) -> RunConfig:
     small |= {"model.mlp_factor": FACTOR}
     for path, value in {**small, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = replace_field(config, path, value)
-    config.check()
+    check_config(config)
     return config
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modicl.checks import check_config
 from modicl.config import SETS, ConfigError, RunConfig, SeedConfig, TaskConfig, UserError
 from modicl.residues import IntArray
 from modicl.tasks import TaskSplit, make_split
@@ -42,7 +43,7 @@ def make_config(
 ) -> RunConfig:
     task = TaskConfig(p=p, n_vars=n_vars, n_tasks=n_tasks, rule=rule, n_random=n_random, alpha=alpha)
     config = RunConfig(task=task, seeds=SeedConfig(tasks=tasks, inputs=inputs))
-    config.check()
+    check_config(config)
     return config
 
 

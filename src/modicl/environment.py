@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from modicl.config import ConfigError, check_device_name
+from modicl.checks import check_device_name
+from modicl.config import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:

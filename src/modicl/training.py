@@ -17,6 +17,7 @@ from types import FrameType
 
 import torch
 
+from modicl.checks import check_config, list_notes
 from modicl.config import RunConfig, UserError
 from modicl.cost import estimate_disk_use, format_bytes
 from modicl.engine import make_engine
@@ -59,7 +60,7 @@ def train(
     config = run.config if run else config
     if config is None:
         raise UserError("train needs a config, or resume=True with the folder of a run.")
-    config.check()
+    check_config(config)
     device = resolve_device(config.train.device)
     check_pack([config], device)
     reporter = reporter or SilentReporter()
@@ -90,7 +91,7 @@ def train_pack(
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
         raise UserError("Two runs of a pack cannot have the same folder.")
     for config in configs:
-        config.check()
+        check_config(config)
     device = resolve_device(configs[0].train.device)
     check_pack(configs, device)
     reporters = reporters or [SilentReporter() for _ in configs]
@@ -141,7 +142,7 @@ def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, r
     check_free_space(folder, needed)
     dtype = resolve_dtype(config.train.dtype, device)
     run = create_run(folder, config, split, describe_environment(device, dtype))
-    messages = [*config.notes(), f"Checkpoints will take at most {format_bytes(needed)}."]
+    messages = [*list_notes(config), f"Checkpoints will take at most {format_bytes(needed)}."]
     return Member(run, split, reporter, messages)
 
 

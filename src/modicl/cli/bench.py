@@ -5,44 +5,42 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from modicl.cli.parsing import Names, Numbers, parse, read_numbers
-from modicl.config import RunConfig, UserError
-
-Config = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+from modicl.checks import check_config
+from modicl.cli.parsing import Config, Names, Numbers, parse, read_numbers, show_help
+from modicl.config import UserError
 
 
 @dataclass(frozen=True)
-class Bench:
+class Timed:
+    """What is timed, and how often."""
+
+    config: Config
+    steps: int = 10
+    """Steps a turn."""
+    repeats: int = 3
+    """Turns; the time of a step is the median over them."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Bench(Timed):
     """Time training steps of PRESET, with any setting changed; modicl bench packed: of many models at once."""
 
-    config: Config
     engines: Names = "auto"
     """Engines to compare, with commas: plain (the full model in float32), eager, fast, compiled, graph, auto."""
-    steps: int = 10
-    """Steps a turn."""
-    repeats: int = 3
-    """Turns; the time of a step is the median over them."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True)
-class BenchPacked:
+class BenchPacked(Timed):
     """Time training steps of several models of PRESET (by default laptop) in one process, by their number."""
 
-    config: Config
     members: Numbers = "1,2,4,8"
     """Numbers of models, with commas."""
-    steps: int = 10
-    """Steps a turn."""
-    repeats: int = 3
-    """Turns; the time of a step is the median over them."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print JSON instead of a table."""
 
 
 def read_bench(argv: list[str]) -> Bench | BenchPacked:
@@ -53,11 +51,7 @@ def read_bench(argv: list[str]) -> Bench | BenchPacked:
     words = argv[1:] if packed else argv
     named = bool(words) and not words[0].startswith("-")
     if not named and not packed:
-        if any(word in ("-h", "--help") for word in words):
-            print("usage: modicl bench PRESET [OPTIONS], or modicl bench packed [PRESET] [OPTIONS]\n")
-            print(Bench.__doc__)
-            print(f"\nPresets: {', '.join(PRESETS)}. modicl bench PRESET --help lists every option and setting.")
-            raise SystemExit(0)
+        show_help(words, Bench, "modicl bench PRESET [OPTIONS], or modicl bench packed [PRESET] [OPTIONS]")
         raise UserError(f"modicl bench needs a preset, one of {', '.join(PRESETS)}.")
     preset, rest = (words[0], words[1:]) if named else ("laptop", words)
     kind, prog = (BenchPacked, "modicl bench packed") if packed else (Bench, "modicl bench")
@@ -70,7 +64,7 @@ def run_bench(args: Bench | BenchPacked) -> int:
     from modicl.benchmark import describe_machine, time_engines
     from modicl.progress import show_progress
 
-    args.config.check()
+    check_config(args.config)
     packed = isinstance(args, BenchPacked)
     members = read_numbers("--members", args.members) if isinstance(args, BenchPacked) else [1]
     engines = args.engines.split(",") if isinstance(args, Bench) else [args.config.train.engine]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from modicl.checks import check_config
 from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
 from modicl.config import RunConfig, UserError, replace_field
 
@@ -148,7 +149,7 @@ def lengthen(config: RunConfig, n_examples: int) -> RunConfig:
     if n_examples == 0:
         return config
     longer = replace_field(config, "data.n_examples", n_examples)
-    longer.check()
+    check_config(longer)
     return longer
 
 

@@ -14,6 +14,7 @@ import tyro
 from modicl.config import RunConfig, UserError, suggest
 
 Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
+Config = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Names = Annotated[str, tyro.conf.arg(metavar="NAME,NAME...")]
 Numbers = Annotated[str, tyro.conf.arg(metavar="N,N...")]
@@ -37,6 +38,17 @@ def parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
         what = "option" if word.startswith("-") else "argument"
         raise UserError(f"{prog} has no {what} {word}.{near} All are listed by {prog} --help.")
     return value
+
+
+def show_help(argv: list[str], kind: type, usage: str) -> None:
+    """Where help is asked for before a preset is named: what the command does and which presets there are, and exit."""
+    from modicl.presets import PRESETS
+
+    if any(word in ("-h", "--help") for word in argv):
+        every = " ".join(usage.split()[:3]) + " --help"
+        print(f"usage: {usage}\n\n{kind.__doc__}\n")
+        print(f"Presets: {', '.join(PRESETS)}. {every} lists every option and setting, with its value there.")
+        raise SystemExit(0)
 
 
 def _read_box(text: str) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from modicl.cli.parsing import parse, warn
+from modicl.checks import check_config
+from modicl.cli.parsing import Config, parse, show_help, warn
 from modicl.config import RunConfig, UserError, suggest
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Placing:
 class SweepStart(Cells, Placing):
     """Train PRESET over a grid of settings, into a sweep folder; or sweep status, resume, retry or table SWEEP."""
 
-    config: Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    config: Config
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Name of the sweep; by default the preset's and a digest of all cells."""
     folder: Path = Path("sweeps")
@@ -130,11 +131,9 @@ def read_sweep(argv: list[str]) -> tuple[str | None, Command]:
             raise UserError(f"{word!r} is neither a preset, {', '.join(PRESETS)}, nor {', '.join(VERBS)}.{near}")
         default = SweepStart(config=get_preset(word))
         return word, parse(SweepStart, argv[1:], f"modicl sweep {word}", default)
-    if any(each in ("-h", "--help") for each in argv):
-        print("usage: modicl sweep PRESET [OPTIONS], or modicl sweep status|resume|retry|table SWEEP [OPTIONS]\n")
-        print(SweepStart.__doc__)
-        print(f"\nPresets: {', '.join(PRESETS)}. modicl sweep PRESET --help lists every option and setting.")
-        raise SystemExit(0)
+    show_help(
+        argv, SweepStart, "modicl sweep PRESET [OPTIONS], or modicl sweep status|resume|retry|table SWEEP [OPTIONS]"
+    )
     raise UserError(f"modicl sweep needs a preset, one of {', '.join(PRESETS)}, or one of {', '.join(VERBS)}.")
 
 
@@ -178,7 +177,7 @@ def make_plan(args: Cells) -> Plan:
 def _start(preset: str, args: SweepStart) -> int:
     from modicl.sweep.folder import Sweep, define_sweep, read_definition
 
-    args.config.check()
+    check_config(args.config)
     plan = make_plan(args)
     if args.dry_run:
         definition = define_sweep(preset, args.config, plan)

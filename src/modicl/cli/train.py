@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from modicl.cli.parsing import parse
+from modicl.cli.parsing import Config, parse, show_help
 from modicl.config import RunConfig, UserError
 
 
@@ -18,7 +18,7 @@ from modicl.config import RunConfig, UserError
 class Train:
     """Train PRESET, with any setting changed, into a run folder; or go on with a run: modicl train --resume RUN."""
 
-    config: Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    config: Config
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Name of the run; by default the preset's, with the config's digest where a setting was changed."""
     folder: Path = Path("runs")
@@ -44,11 +44,7 @@ def read_train(argv: list[str]) -> tuple[str | None, Train]:
     if argv and not argv[0].startswith("-"):
         preset, *rest = argv
         return preset, parse(Train, rest, f"modicl train {preset}", Train(get_preset(preset)))
-    if any(word in ("-h", "--help") for word in argv):
-        print("usage: modicl train PRESET [OPTIONS], or modicl train --resume RUN\n")
-        print(Train.__doc__)
-        print(f"\nPresets: {', '.join(PRESETS)}. modicl train PRESET --help lists every setting with its value there.")
-        raise SystemExit(0)
+    show_help(argv, Train, "modicl train PRESET [OPTIONS], or modicl train --resume RUN")
     args = parse(Train, argv, "modicl train", Train(RunConfig()))
     if args.resume is None:
         raise UserError(f"modicl train needs a preset, one of {', '.join(PRESETS)}, or --resume RUN.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modicl.checks import check_config
 from modicl.config import ConfigError, RunConfig, UserError, replace_field
 from modicl.files import read_json
 
@@ -216,7 +217,7 @@ def find_impossible(config: RunConfig, known: dict[Any, str | None]) -> str | No
     from modicl.tasks import make_split
 
     try:
-        config.check()
+        check_config(config)
     except ConfigError as error:
         return str(error)
     key = (dataclasses.replace(config.task, alpha=0.5), config.seeds.tasks)  # alpha has no part in the choice of tasks
