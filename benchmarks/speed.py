@@ -3,7 +3,7 @@
 Engines against each other and against the device's ceiling, packs by their size, what an evaluation costs, and cost
 against depth, width, context, batch and members. Each piece is a JSON file in FOLDER; a piece that is there is not
 measured again, so the command goes on where it was stopped. At the end it writes the tables (tables.md) and the figure
-(scaling.png, scaling.pdf) from them. On a GPU under ten minutes; on two CPU cores about fifteen.
+(scaling.png, scaling.pdf) from them. About fifteen minutes on two CPU cores; not timed on a GPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from modicl import train
 from modicl.cli import main
+from tests.whole_sweeps import GRID, make_sweep
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,3 +27,11 @@ def modicl(monkeypatch, capsys):
         return int(end.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lone(tmp_path_factory) -> dict[str, Path]:
+    """The runs of the 3 x 3 x 2 sweep, each trained by itself."""
+    folder = tmp_path_factory.mktemp("lone")
+    sweep = make_sweep(folder / "plan", *GRID, seeds=2)
+    return {name: train(sweep.config(name), folder / name).path for name in sweep.cells}

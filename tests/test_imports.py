@@ -8,7 +8,7 @@ import modicl
 ROOMS = [
     ["residues", "randomness"],
     ["config"],
-    ["checks"],
+    ["checks", "distributed"],
     ["files", "environment", "metrics", "tasks", "model", "presets"],
     ["optim", "cost", "data", "taps"],
     ["predictors", "contexts"],
@@ -33,7 +33,7 @@ ROOMS = [
     ["sweep", "sweep.grid", "sweep.leases"],
     ["sweep.folder"],
     ["sweep.worker", "sweep.executors", "sweep.plan", "sweep.display"],
-    ["sweep.driver", "sweep.table"],
+    ["sweep.driver", "sweep.table", "sweep.cluster"],
     ["cli.parsing"],
     ["cli.tables"],
     ["cli.sweep_figure"],

@@ -1,11 +1,8 @@
 """Sweeps from end to end: the same runs under every executor, whatever is killed, and what fails is told."""
 
 import errno
-import hashlib
 import json
-import multiprocessing
 import os
-import random
 import re
 import signal
 import subprocess
@@ -17,43 +14,26 @@ from pathlib import Path
 
 import pytest
 
-from modicl import load_run, presets, train
+from modicl import load_run, presets
 from modicl.config import UserError, replace_field
 from modicl.files import StorageError
-from modicl.runs import MODEL, OPTIMIZER
 from modicl.sweep import worker
 from modicl.sweep.driver import run_sweep
-from modicl.sweep.executors import Ended, LocalExecutor, make_executor
-from modicl.sweep.folder import Plan, Sweep
-from modicl.sweep.grid import read_axis
-from modicl.sweep.leases import read_lease
+from modicl.sweep.executors import Ended, LocalExecutor, Resources, make_executor
+from modicl.sweep.folder import Sweep
 from modicl.sweep.worker import DISK_FULL, LEASE_LOST, Keeper, LeaseReporter, run_cells
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["modicl.sweep.driver"])
-GRID = ("task.n_tasks=8,12", "task.alpha=0.4,0.8")
-STEPS = 20
-
-
-def make_sweep(path: Path, *axes: str, seeds: int | None = None, **changes) -> Sweep:
-    base = presets.tiny()
-    # One thread, as the tests have: workers are processes of their own, and another number gives other last digits.
-    for name, value in {"train__steps": STEPS, "train__save_every": 5, "train__threads": 1, **changes}.items():
-        base = replace_field(base, name.replace("__", "."), value)
-    return Sweep.create(path, "tiny", base, Plan([read_axis(axis) for axis in axes], seeds=seeds))
-
-
-def read_result(folder: Path) -> dict[str, str]:
-    """Digests of all in a finished run that must not depend on where and in how many pieces it ran."""
-    last = folder / "checkpoints" / f"step_{load_run(folder).steps[-1]}"
-    names = ["metrics.jsonl", "split.json", "summary.json", "config.json"]
-    files = [*(folder / name for name in names), *(last / name for name in (MODEL, OPTIMIZER, "meta.json"))]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-class Silent:
-    def update(self, states) -> None:
-        pass
+from tests.whole_sweeps import (
+    GRID,
+    STEPS,
+    Silent,
+    drive_here,
+    find_differences,
+    make_sweep,
+    read_log,
+    read_result,
+    start_driver,
+    survive_kills,
+)
 
 
 class HereExecutor:
@@ -81,30 +61,6 @@ class HereExecutor:
         self.stopped += 1
 
 
-@pytest.fixture(scope="module")
-def lone(tmp_path_factory) -> dict[str, Path]:
-    """The runs of the 2 x 2 x 2 sweep, each trained by itself."""
-    folder = tmp_path_factory.mktemp("lone")
-    sweep = make_sweep(folder / "plan", *GRID, seeds=2)
-    return {name: train(sweep.config(name), folder / name).path for name in sweep.cells}
-
-
-def find_differences(sweep: Sweep, lone: dict[str, Path]) -> list[str]:
-    """The files of a sweep that are not those of the runs trained by themselves."""
-    assert set(sweep.cells) == set(lone)
-    found = []
-    for name, folder in lone.items():
-        here, there = read_result(sweep.run_path(name)), read_result(folder)
-        found += [f"{name}/{file}" for file in here if here[file] != there[file]]
-    return found
-
-
-def read_log(sweep: Sweep, what: str) -> Counter[str]:
-    """How often a worker said this of each cell."""
-    lines = (line.split(" ", 2)[2].split(": ", 1) for line in (sweep.path / "worker.log").read_text().splitlines())
-    return Counter(words[0] for words in lines if words[1].startswith(what))
-
-
 def test_local_runs_are_bit_for_bit_those_of_train(tmp_path, lone):
     sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
     states = run_sweep(sweep, LocalExecutor(sweep.path, slots=1), Silent())
@@ -118,7 +74,7 @@ def test_packed_runs_are_close_to_those_of_train(tmp_path, lone):
     sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
     executor = HereExecutor(sweep, pack_size=5)
     assert set(run_sweep(sweep, executor, Silent()).values()) == {"finished"}
-    assert [len(cells) for cells in executor.started] == [5, 3]
+    assert [len(cells) for cells in executor.started] == [5, 5, 5, 3]
     for name in sweep.cells:
         alone = load_run(lone[name]).metrics
         packed = load_run(sweep.run_path(name)).metrics
@@ -136,65 +92,13 @@ def test_cells_of_different_shapes_are_not_packed(tmp_path):
     assert sorted(map(len, executor.started)) == [1, 1, 1, 1, 2, 2]  # the eager engine, for dropout, has no packs
 
 
-def drive(path: Path, slots: int) -> None:
-    run_sweep(Sweep.load(path), LocalExecutor(path, slots), Silent())
-
-
-def find_workers(sweep: Sweep) -> list[int]:
-    """The processes that run a cell now."""
-    running = [name for name, state in sweep.states().items() if state == "running"]
-    records = [read_lease(sweep.path / "leases" / f"{name}.json") for name in running]
-    return [record["pid"] for record in records if record is not None]
-
-
-def start_driver(sweep: Sweep, slots: int):
-    driver = FORK.Process(target=drive, args=(sweep.path, slots))
-    driver.start()
-    return driver
-
-
-def check_complete(sweep: Sweep, lone: dict[str, Path]) -> None:
-    """Every run is there, once, as if it had been trained by itself."""
-    assert set(sweep.states().values()) == {"finished"}
-    assert {path.name for path in (sweep.path / "runs").iterdir() if path.name[0] != "."} == set(lone)
-    assert max(read_log(sweep, "finished").values()) == 1
-    assert find_differences(sweep, lone) == []
-
-
 def test_killed_at_random_workers_and_drivers_a_sweep_ends_with_every_run_once(tmp_path, lone):
-    dice = random.Random(1)
-    sweep = make_sweep(tmp_path / "0", *GRID, seeds=2)
-    worker_kills = driver_kills = turn = 0
-    driver = start_driver(sweep, 2)
-    while worker_kills + driver_kills < 10 or driver_kills < 3:
-        while driver.is_alive() and not find_workers(sweep):
-            time.sleep(0.01)
-        if not driver.is_alive():  # before it was killed often enough: another sweep
-            assert driver.exitcode == 0
-            check_complete(sweep, lone)
-            sweep = make_sweep(tmp_path / str(turn + 1), *GRID, seeds=2)
-            driver = start_driver(sweep, 2)
-            continue
-        time.sleep(dice.uniform(0, 0.15))
-        for pid in find_workers(sweep):
-            os.kill(pid, signal.SIGKILL)
-            worker_kills += 1
-        turn += 1
-        if turn % 2 == 0:  # more often than a driver gives up a cell
-            if dice.random() < 0.5:
-                time.sleep(dice.uniform(0, 2))  # the next workers have started, or are about to
-            driver_kills += driver.is_alive()
-            driver.kill()
-            driver.join()
-            driver = start_driver(sweep, 2)
-    driver.join(60)
-    assert driver.exitcode == 0
-    check_complete(sweep, lone)
+    survive_kills(tmp_path, lone, lambda sweep: start_driver(drive_here, sweep, 2))
 
 
 def test_two_drivers_at_once_share_the_cells(tmp_path, lone):
     sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
-    drivers = [start_driver(sweep, 1) for _ in range(2)]
+    drivers = [start_driver(drive_here, sweep, 1) for _ in range(2)]
     for driver in drivers:
         driver.join(60)
         assert driver.exitcode == 0
@@ -204,7 +108,7 @@ def test_two_drivers_at_once_share_the_cells(tmp_path, lone):
 
 def test_workers_whose_driver_is_killed_save_and_let_go(tmp_path):
     sweep = make_sweep(tmp_path / "s", "task.n_tasks=8", train__steps=100_000, train__save_every=50_000)
-    driver = start_driver(sweep, 1)
+    driver = start_driver(drive_here, sweep, 1)
     (name,) = sweep.cells
     while (sweep.read_step(name) or 0) < 10:
         time.sleep(0.05)
@@ -257,8 +161,8 @@ def test_a_damaged_run_is_a_failure_with_its_sentence(tmp_path, pack_size):
     assert list(states.values()) == ["failed", "failed", "finished"]
     assert "is damaged or only half written" in sweep.read_failure(bad)["error"]
     assert "is not the config of this cell" in sweep.read_failure(foreign)["error"]
-    sweep.forgive(bad)
-    run_cells(sweep, [bad], Keeper(), force=True)
+    sweep.forgive(bad, force=True)
+    run_cells(sweep, [bad], Keeper())
     assert sweep.state(bad) == "finished"
 
 
@@ -411,6 +315,10 @@ def test_a_dry_run_prints_the_schedule_and_starts_nothing(modicl, tmp_path):
         (["sweep", "tiny", "--cells", "nowhere.json"], "There is no file nowhere.json"),
         (["sweep", "tiny", "--executor", "slurm"], "There is no executor 'slurm'"),
         (["sweep", "tiny", "--pack-size", "4"], "--pack-size 4 needs --executor packed"),
+        (["sweep", "tiny", "--address", "127.0.0.1:9"], "are for --executor ray, not local"),
+        (["sweep", "tiny", "--executor", "ray", "--address", "127.0.0.1"], "it takes HOST:PORT"),
+        (["sweep", "tiny", "--executor", "ray", "--address", "127.0.0.1:9"], "No Ray cluster answers at 127.0.0.1:9"),
+        (["sweep", "tiny", "--step-seconds", "-1"], "cannot be negative"),
         (["sweep", "tiny", "--slots", "-1"], "cannot be negative"),
         (["sweep", "tiny", "--name", "a/b"], "a name cannot hold a path"),
         (["sweep", "tiny", "--grids", "x"], "Did you mean --grid?"),
@@ -437,6 +345,7 @@ def test_help(modicl):
 def test_slots_fit_the_machine(tmp_path):
     config = presets.tiny()
     cores = len(os.sched_getaffinity(0))
-    assert make_executor("local", tmp_path, config).slots == 1  # every run takes all cores
-    assert make_executor("local", tmp_path, replace_field(config, "train.threads", 1)).slots == cores
-    assert make_executor("packed", tmp_path, config, slots=3, pack_size=5).pack_size == 5
+    assert make_executor("local", tmp_path, config, Resources()).slots == 1  # every run takes all cores
+    assert make_executor("local", tmp_path, replace_field(config, "train.threads", 1), Resources()).slots == cores
+    packed = make_executor("packed", tmp_path, config, Resources(slots=3, pack_size=5))
+    assert (packed.slots, packed.pack_size) == (3, 5)

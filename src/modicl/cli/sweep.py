@@ -17,6 +17,7 @@ from modicl.cli.parsing import Config, parse, show_help, warn
 from modicl.config import RunConfig, UserError, suggest
 
 if TYPE_CHECKING:
+    from modicl.sweep.executors import Resources
     from modicl.sweep.folder import Plan, Sweep
     from modicl.sweep.plan import Pace
 
@@ -46,12 +47,18 @@ class Cells:
 class Placing:
     """Where cells run, and what is asked beforehand."""
 
-    executor: Annotated[str, tyro.conf.arg(metavar="local|packed")] = "local"
-    """local: a process a run; packed: several runs of one shape in a process."""
+    executor: Annotated[str, tyro.conf.arg(metavar="local|packed|ray")] = "local"
+    """local: a process a run; packed: several runs of one shape in a process; ray: on a Ray cluster."""
     slots: int = 0
-    """Processes at once; 0 is one a CUDA device, or the CPU's cores over train.threads."""
+    """Processes at once; 0 is one a CUDA device, or the CPU's cores over train.threads, or what the cluster holds."""
     pack_size: int = 0
-    """With packed: runs in a process at most; 0 is 8."""
+    """With packed and ray: runs in a process at most; 0 is 8 with packed, 1 with ray."""
+    address: Annotated[str, tyro.conf.arg(metavar="HOST:PORT")] = ""
+    """With ray: the head of a cluster, or auto; by default a cluster of this machine alone is started."""
+    job_cpus: float = 0.0
+    """With ray: CPU cores a process; 0 is train.threads, or a whole node (with a GPU: 1)."""
+    job_gpus: float = 0.0
+    """With ray: GPUs a process, such as 0.25; 0 is 1 where the cluster has any that train.device may take."""
     dry_run: Flag = False
     """Print the schedule and start nothing."""
     gpus: int = 0
@@ -158,7 +165,7 @@ def run_sweep_command(given: tuple[str | None, Command]) -> int:
     plan = make_plan(args)
     if args.dry_run and not plan.is_empty:
         raise UserError("--dry-run plans a sweep as it is: leave out --grid, --zip, --cells and --seeds.")
-    _check_placing(args, sweep.path, sweep.base)
+    _read_resources(args)
     if not plan.is_empty:
         new = sweep.extend(plan)
         print(f"{len(new)} cells are new, {len(sweep.cells)} in all.")
@@ -179,6 +186,7 @@ def _start(preset: str, args: SweepStart) -> int:
 
     check_config(args.config)
     plan = make_plan(args)
+    _read_resources(args)
     if args.dry_run:
         definition = define_sweep(preset, args.config, plan)
         _print_skipped(len(definition["skipped"]), "")
@@ -190,7 +198,6 @@ def _start(preset: str, args: SweepStart) -> int:
         name = f"{preset}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     if Path(name).name != name:
         raise UserError(f"--name is {name!r}; a name cannot hold a path, which --folder is for.")
-    _check_placing(args, args.folder / name, args.config)
     return _run(Sweep.create(args.folder / name, preset, args.config, plan), args)
 
 
@@ -199,21 +206,25 @@ def _retry(sweep: Sweep, args: SweepRetry) -> int:
     if not failed:
         print(f"No cell of {sweep.path} has failed.")
         return 0
-    _check_placing(args, sweep.path, sweep.base)
+    _read_resources(args)
     if not args.dry_run:
         for name in failed:
-            sweep.forgive(name)
-    return _run(sweep, args, failed, args.force)
+            sweep.forgive(name, args.force)
+    return _run(sweep, args, failed)
 
 
-def _check_placing(args: Placing, folder: Path, config: RunConfig) -> None:
-    """Refuse an impossible executor before anything is written."""
-    from modicl.sweep.executors import make_executor
+def _read_resources(args: Placing) -> Resources:
+    """What is asked of the executor. Raises `UserError`, before anything is written."""
+    from modicl.sweep.executors import Resources, check_wanted
 
-    make_executor(args.executor, folder, config, args.slots, args.pack_size)
+    if args.step_seconds < 0 or not 0 <= args.stop_share <= 1 or args.gpus < 0:
+        raise UserError("--step-seconds and --gpus cannot be negative, and --stop-share has to be from 0 to 1.")
+    wanted = Resources(args.slots, args.pack_size, args.address, args.job_cpus, args.job_gpus)
+    check_wanted(args.executor, wanted)
+    return wanted
 
 
-def _run(sweep: Sweep, args: Placing, only: list[str] | None = None, force: bool = False) -> int:
+def _run(sweep: Sweep, args: Placing, only: list[str] | None = None) -> int:
     """Run the open cells, and leave the table."""
     from rich.console import Console
 
@@ -222,7 +233,7 @@ def _run(sweep: Sweep, args: Placing, only: list[str] | None = None, force: bool
     from modicl.sweep.executors import make_executor
     from modicl.sweep.table import collect, write_table
 
-    executor = make_executor(args.executor, sweep.path, sweep.base, args.slots, args.pack_size, force)
+    executor = make_executor(args.executor, sweep.path, sweep.base, _read_resources(args))
     states = sweep.states()
     todo = only or [name for name, state in states.items() if state not in ("finished", "failed")]
     _print_skipped(len(sweep.skipped), f", see {sweep.path / 'sweep.json'}")
@@ -242,6 +253,7 @@ def _run(sweep: Sweep, args: Placing, only: list[str] | None = None, force: bool
         code = 128 + stop.signal_number
     finally:
         watcher.close()
+    sweep = sweep.load(sweep.path)  # another driver may have added cells
     files = write_table(sweep, collect(sweep, warn))
     if code == 0:
         console.print(f"{describe_counts(states)}. The table: {files[0]}", markup=False)
@@ -284,8 +296,6 @@ def _print_costs(
 def _find_pace(sweep: Sweep | None, args: Placing, base: RunConfig) -> Pace | None:
     from modicl.sweep.plan import Pace, count_cell_flop, measure_pace
 
-    if args.step_seconds < 0 or not 0 <= args.stop_share <= 1 or args.gpus < 0:
-        raise UserError("--step-seconds and --gpus cannot be negative, and --stop-share has to be from 0 to 1.")
     pace = measure_pace(sweep, sweep.states()) if sweep else None
     if args.step_seconds:
         pace = Pace(args.step_seconds / count_cell_flop(base), pace.share if pace else None)

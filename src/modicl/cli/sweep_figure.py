@@ -64,10 +64,10 @@ def run_sweep_figure(args: SweepFigure) -> int:
     from modicl.figures.style import save_figure
     from modicl.files import write_json
     from modicl.metrics import drop_infinities
-    from modicl.sweep.rows import count_finished, pick_rows
+    from modicl.sweep.rows import check_finished, pick_rows
 
     rows = pick_rows(read_rows(args.sweep), _read_at(args.at))
-    count_finished(rows)
+    check_finished(rows)
     draw: dict[str, Callable[[SweepFigure, list[Row]], tuple[Any, matplotlib.figure.Figure]]] = {
         "phases": draw_phases,
         "transience": draw_transience,

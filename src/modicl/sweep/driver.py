@@ -13,13 +13,10 @@ from typing import Protocol
 
 from modicl.engine.base import find_difference
 from modicl.files import StorageError
-from modicl.sweep.executors import Ended, Executor
+from modicl.sweep.executors import MAX_DEATHS, Ended, Executor
 from modicl.sweep.folder import Sweep
 from modicl.sweep.worker import DISK_FULL
 from modicl.training import catch_signals
-
-MAX_DEATHS = 3
-"""Workers that a cell may outlive in one go of the driver."""
 
 _LOOK_EVERY = 0.1  # seconds
 _SHARE = 0.1  # of the time, for looking at a folder that is slow to read
@@ -118,7 +115,7 @@ class _Driver:
         if ended.code == 0:
             return
         for name in ended.cells:
-            self.deaths[name] += 1
+            self.deaths[name] += ended.deaths
             if self.deaths[name] >= MAX_DEATHS:
                 self._give_up(name, ended.code)
 

@@ -1,7 +1,8 @@
 """Where workers run: `local`, a process a slot, and `packed`, the same with several cells training in each.
 
-Another executor is a class with the members of `Executor`, a word in `EXECUTORS`, and whatever calls
-`modicl.sweep.worker` where it places the work. What is finished, failed or left is read from the sweep folder.
+Another executor, as `ray` (`modicl.sweep.cluster`), is a class with the members of `Executor`, a word in `EXECUTORS`,
+and whatever calls `modicl.sweep.worker` where it places the work. What is finished, failed or left is read from the
+sweep folder.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import Protocol
 
 from modicl.config import RunConfig, UserError, suggest
 
-EXECUTORS = ("local", "packed")
+EXECUTORS = ("local", "packed", "ray")
 """The executors by name."""
 
 PACK_SIZE = 8
 """Cells that train together under `packed`, unless another number is asked for."""
+
+MAX_DEATHS = 3
+"""Workers that a cell may outlive in one go of the driver."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,35 @@ class Ended:
 
     cells: tuple[str, ...]
     code: int = 0
+    deaths: int = 1
+    """Workers that they outlived, where the code is not 0."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an executor is asked for; 0 and "" are what suits the machine or the cluster."""
+
+    slots: int = 0
+    """Jobs at once."""
+    pack_size: int = 0
+    """Cells in a job, at most."""
+    address: str = ""
+    """ray: the cluster's head; without it one is started here."""
+    job_cpus: float = 0.0
+    """ray: CPU cores of a job."""
+    job_gpus: float = 0.0
+    """ray: GPUs of a job, which may be a fraction."""
 
 
 class Executor(Protocol):
     """Places the cells that it is given."""
 
-    slots: int
-    """Jobs that may be under way at once."""
     pack_size: int
     """Cells of one shape that a job may hold."""
+
+    @property
+    def slots(self) -> int:
+        """Jobs that may be under way at once."""
 
     def start(self, cells: Sequence[str]) -> None:
         """Have a worker run these cells, together if there are several; only while a slot is free."""
@@ -65,9 +89,9 @@ class _Slot:
 class LocalExecutor:
     """A worker process a slot on this machine, which stays for the next cells."""
 
-    def __init__(self, folder: Path, slots: int, pack_size: int = 1, devices: Sequence[str] = (), force: bool = False):
-        """`devices` are handed to the slots in turn; `force` starts runs over."""
-        self.folder, self.slots, self.pack_size, self.force = folder, slots, pack_size, force
+    def __init__(self, folder: Path, slots: int, pack_size: int = 1, devices: Sequence[str] = ()) -> None:
+        """`devices` are handed to the slots in turn."""
+        self.folder, self.slots, self.pack_size = folder, slots, pack_size
         self._places = [_Slot(devices[i % len(devices)] if devices else None) for i in range(slots)]
         self._said: queue.SimpleQueue[tuple[_Slot, int | None]] = queue.SimpleQueue()
 
@@ -84,7 +108,7 @@ class LocalExecutor:
 
     def _spawn(self, slot: _Slot) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "modicl.sweep.worker", str(self.folder), "--serve"]
-        command += ["--parent", str(os.getpid())] + (["--force"] if self.force else [])
+        command += ["--parent", str(os.getpid())]
         environment = dict(os.environ) | ({} if slot.device is None else {"CUDA_VISIBLE_DEVICES": slot.device})
         with (self.folder / "worker.log").open("a") as log:
             process = subprocess.Popen(
@@ -139,22 +163,32 @@ def _close(slot: _Slot) -> None:
     slot.process = None
 
 
-def make_executor(
-    name: str, folder: Path, config: RunConfig, slots: int = 0, pack_size: int = 0, force: bool = False
-) -> Executor:
-    """The executor of this name for runs like `config`; 0 slots or cells a pack are what suits the machine.
+def make_executor(name: str, folder: Path, config: RunConfig, wanted: Resources) -> Executor:
+    """The executor of this name for runs like `config`. Raises `UserError` where it cannot be had (`check_wanted`)."""
+    check_wanted(name, wanted)
+    if name == "ray":
+        from modicl.sweep.cluster import RayExecutor
 
-    Raises `UserError` for a name that there is not, and for numbers that mean nothing to it.
-    """
-    if name not in EXECUTORS:
-        raise UserError(f"There is no executor {name!r}: take {' or '.join(EXECUTORS)}.{suggest(name, EXECUTORS)}")
-    if slots < 0 or pack_size < 0:
-        raise UserError(f"--slots and --pack-size are {slots} and {pack_size}; they cannot be negative.")
-    if name == "local" and pack_size > 1:
-        raise UserError(f"--pack-size {pack_size} needs --executor packed: local trains each run by itself.")
+        return RayExecutor(folder, config, wanted)
     devices = list_devices(config)
-    size = 1 if name == "local" else pack_size or PACK_SIZE
-    return LocalExecutor(folder, slots or count_slots(config, len(devices)), size, devices, force)
+    size = 1 if name == "local" else wanted.pack_size or PACK_SIZE
+    return LocalExecutor(folder, wanted.slots or count_slots(config, len(devices)), size, devices)
+
+
+def check_wanted(name: str, wanted: Resources) -> None:
+    """Raise `UserError` for an executor that there is not here, and for numbers that mean nothing to it."""
+    if name not in EXECUTORS:
+        raise UserError(f"There is no executor {name!r}: take {', '.join(EXECUTORS)}.{suggest(name, EXECUTORS)}")
+    if min(wanted.slots, wanted.pack_size, wanted.job_cpus, wanted.job_gpus) < 0:
+        raise UserError("--slots, --pack-size, --job-cpus and --job-gpus cannot be negative.")
+    if name == "local" and wanted.pack_size > 1:
+        raise UserError(f"--pack-size {wanted.pack_size} needs --executor packed: local trains each run by itself.")
+    if name == "ray":
+        from modicl.sweep.cluster import check_cluster
+
+        check_cluster(wanted.address)
+    elif wanted.address or wanted.job_cpus or wanted.job_gpus:
+        raise UserError(f"--address, --job-cpus and --job-gpus are for --executor ray, not {name}.")
 
 
 def list_devices(config: RunConfig) -> list[str]:

@@ -170,9 +170,11 @@ class Sweep:
         record = {"attempts": attempts, "error": error, "traceback": trace, "time": time.time()}
         write_json(self._failure_path(name), record)
 
-    def forgive(self, name: str) -> None:
-        """Let a failed cell be tried again."""
+    def forgive(self, name: str, force: bool = False) -> None:
+        """Let a failed cell be tried again, with `force` from its first step: its run is deleted."""
         with explain_os_errors(self.path):
+            if force and self.run_path(name).exists():
+                shutil.rmtree(self.run_path(name))
             os.replace(self._failure_path(name), self._retried_path(name))
 
     def read_newest(self, name: str) -> list[dict[str, Any]]:

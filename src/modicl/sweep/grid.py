@@ -94,20 +94,20 @@ def read_changes(changes: Point, where: str) -> Point:
     return read
 
 
-def read_axis(text: str, option: str = "--grid") -> Axis:
+def read_axis(text: str) -> Axis:
     """An axis from `task.n_tasks=8,16,32`; lists and whole stages are JSON. Raises `UserError`."""
-    path, values = _read_assignment(text, option)
+    path, values = _read_assignment(text, "--grid")
     if len({json.dumps(value) for value in values}) < len(values):
-        raise UserError(f"{option} {text} has a value twice: give each once.")
+        raise UserError(f"--grid {text} has a value twice: give each once.")
     return Axis((path,), tuple((value,) for value in values))
 
 
-def read_zip(text: str, option: str = "--zip") -> Axis:
+def read_zip(text: str) -> Axis:
     """An axis of fields that change together, from `task.n_tasks=8,16;task.alpha=0.2,0.4`. Raises `UserError`."""
-    parts = [_read_assignment(part, option) for part in text.split(";")]
+    parts = [_read_assignment(part, "--zip") for part in text.split(";")]
     lengths = sorted({len(values) for _, values in parts})
     if len(lengths) > 1:
-        raise UserError(f"{option} {text} has {lengths[0]} values of one field and {lengths[-1]} of another.")
+        raise UserError(f"--zip {text} has {lengths[0]} values of one field and {lengths[-1]} of another.")
     return Axis(tuple(path for path, _ in parts), tuple(zip(*(values for _, values in parts), strict=True)))
 
 

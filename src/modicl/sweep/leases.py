@@ -45,15 +45,14 @@ class Lease:
     def renew(self) -> bool:
         """Hold the lease for its whole time again; False if it is another's by now."""
         # Before it expires nobody takes it, so the lock is only for a late renewal.
-        with _lock(self.path.parent) if time.time() >= self.expires else contextlib.nullcontext():
-            if not self._is_ours():
-                return False
+        with lock(self.path.parent) if time.time() >= self.expires else contextlib.nullcontext():
+            # Written before it is asked: a process that stops in between must not trust what it read.
             self._write()
-            return True
+            return self._is_ours()
 
     def release(self) -> None:
         """Let go of the cell."""
-        with _lock(self.path.parent):
+        with lock(self.path.parent):
             if self._is_ours():
                 self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
@@ -68,7 +67,7 @@ class Lease:
 def take_lease(path: Path, seconds: float = LEASE_SECONDS) -> Lease | None:
     """The lease of this file, or None while another process holds it. Raises `StorageError`."""
     owner = uuid.uuid4().hex
-    with explain_os_errors(path), _lock(path.parent):
+    with explain_os_errors(path), lock(path.parent):
         if is_live(path):
             return None
         if path.exists():
@@ -83,7 +82,13 @@ def take_lease(path: Path, seconds: float = LEASE_SECONDS) -> Lease | None:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileExistsError:
             return None
-        return Lease(path, owner, descriptor, seconds)
+        try:
+            return Lease(path, owner, descriptor, seconds)
+        except BaseException:
+            # An empty file would count as another machine's.
+            path.unlink()
+            os.close(descriptor)
+            raise
 
 
 def is_live(path: Path) -> bool:
@@ -110,7 +115,7 @@ def read_lease(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """One process at a time; the system lets go of the lock of a process that dies."""
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:

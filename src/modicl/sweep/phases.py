@@ -20,7 +20,7 @@ from collections import Counter
 from typing import Any, Literal
 
 from modicl.config import SETS, UserError
-from modicl.sweep.rows import Row, count_finished, get_number, group_rows, sort_values
+from modicl.sweep.rows import Row, check_finished, get_number, group_rows, sort_values
 
 PHASES = {
     "none": (),
@@ -66,7 +66,7 @@ def make_phases(rows: list[Row], x: str, y: str, threshold: float = THRESHOLD, w
     if x == y:
         raise UserError(f"Both axes are {x}: take two different swept fields.")
     groups = group_rows(rows, (x, y))
-    count_finished(rows)
+    check_finished(rows)
     xs, ys = (sort_values(key[axis] for key in groups) for axis in (0, 1))
     cells = [[_summarize(groups.get((i, j), []), threshold, which) for i in xs] for j in ys]
     return {"x": x, "y": y, "xs": xs, "ys": ys, "threshold": threshold, "which": which, "cells": cells}

@@ -116,12 +116,10 @@ def get_number(row: Row, column: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def count_finished(rows: list[Row]) -> int:
-    """How many cells are finished; raises `UserError` if none is."""
-    finished = sum(row.get("state") == "finished" for row in rows)
-    if not finished:
+def check_finished(rows: list[Row]) -> None:
+    """Raise `UserError` if no cell is finished."""
+    if not any(row.get("state") == "finished" for row in rows):
         raise UserError(f"No cell of the {len(rows)} is finished, so there is nothing to draw yet.")
-    return finished
 
 
 def summarize_seeds(values: Sequence[float], spread: Spread = "range") -> Estimate:

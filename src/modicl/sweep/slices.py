@@ -10,7 +10,7 @@ from modicl.sweep.rows import (
     Row,
     Spread,
     check_column,
-    count_finished,
+    check_finished,
     get_number,
     group_rows,
     sort_values,
@@ -34,7 +34,7 @@ def make_slice(rows: list[Row], x: str, column: str, by: str = "", spread: Sprea
         raise UserError(f"A line for each {by} has nothing to run over, as {x} is also the axis: take another field.")
     fields = (x, by) if by else (x,)
     groups = group_rows(rows, fields)
-    count_finished(rows)
+    check_finished(rows)
     xs = sort_values(key[0] for key in groups)
     bys = sort_values(key[1] for key in groups) if by else [None]
     words = [row[column] for row in rows if row.get("state") == "finished" and isinstance(row[column], str)]
@@ -44,13 +44,11 @@ def make_slice(rows: list[Row], x: str, column: str, by: str = "", spread: Sprea
     return {"x": x, "by": by, "xs": xs, "bys": bys, "column": column, "spread": spread, "points": points}
 
 
-def make_transience(
-    rows: list[Row], x: str, by: str = "", floor: float = FLOOR, spread: Spread = "range"
-) -> dict[str, dict[str, Any]]:
+def make_transience(rows: list[Row], x: str, by: str = "", spread: Spread = "range") -> dict[str, dict[str, Any]]:
     """Slices of the o.o.d. `peak`, its `step`, and what is `lost` after it, on ood_test at the last shot.
 
     The peak is the accuracy of the early-stopped checkpoint, which is the highest one where train.best_metric is
-    ood_test.last_accuracy, as by default. Its step is left out where the peak is below `floor`.
+    ood_test.last_accuracy, as by default. Its step is left out where the peak is below `FLOOR`.
     """
     best, last = ("best.ood_test.last_accuracy", "last.ood_test.last_accuracy")
     for name in (best, last, "best_step"):
@@ -58,7 +56,7 @@ def make_transience(
     derived = []
     for row in rows:
         peak, end = get_number(row, best), get_number(row, last)
-        step = get_number(row, "best_step") if peak is not None and peak >= floor else None
+        step = get_number(row, "best_step") if peak is not None and peak >= FLOOR else None
         lost = None if peak is None or end is None else peak - end
         derived.append({**row, "peak": peak, "step of the peak": step, "lost": lost})
     columns = {"peak": "peak", "step": "step of the peak", "lost": "lost"}

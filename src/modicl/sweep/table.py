@@ -20,6 +20,7 @@ from modicl.config import MEASURES, SETS, RunConfig
 from modicl.files import DamagedError, explain_os_errors, read_json, write_file
 from modicl.runs import SUMMARY, get_history, pick_best
 from modicl.sweep.folder import Sweep, read_records
+from modicl.sweep.leases import lock
 from modicl.sweep.plan import count_cell_flop
 
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -91,10 +92,11 @@ def write_table(sweep: Sweep, rows: Sequence[Row]) -> list[Path]:
     writer.writeheader()
     writer.writerows(rows)
     files = [sweep.path / "table.csv"]
-    write_file(files[0], text.getvalue().encode())
-    if importlib.util.find_spec("pyarrow") is not None:
-        files.append(sweep.path / "table.parquet")
-        _write_parquet(files[1], columns, rows, sweep.fields)
+    with lock(sweep.path / "leases"):  # two drivers may end at the same time
+        write_file(files[0], text.getvalue().encode())
+        if importlib.util.find_spec("pyarrow") is not None:
+            files.append(sweep.path / "table.parquet")
+            _write_parquet(files[1], columns, rows, sweep.fields)
     return files
 
 

@@ -46,18 +46,22 @@ class Keeper(threading.Thread):
 
     def __init__(self, parent: int | None = None) -> None:
         super().__init__(daemon=True)
+        self.ended = threading.Event()
         self.parent = parent
         self.leases: dict[str, Lease] = {}
         self.guard = threading.Lock()
 
     def run(self) -> None:
-        """Until the process ends."""
-        while True:
-            time.sleep(_LOOK_EVERY)
+        """Until the process ends, or `stop`."""
+        while not self.ended.wait(_LOOK_EVERY):
             if self.parent is not None and os.getppid() != self.parent:
                 self.parent = None
                 os.kill(os.getpid(), signal.SIGTERM)
             self.renew(0.75)
+
+    def stop(self) -> None:
+        """Be done, in a process that goes on."""
+        self.ended.set()
 
     def renew(self, share: float) -> None:
         """Renew the leases that have less than this share of their time left; leave at once where one is lost."""
@@ -75,7 +79,7 @@ class Keeper(threading.Thread):
                 os._exit(LEASE_LOST)
 
     @contextlib.contextmanager
-    def hold(self, sweep: Sweep, names: Sequence[str], seconds: float) -> Iterator[list[str]]:
+    def hold(self, sweep: Sweep, names: Sequence[str], seconds: float = LEASE_SECONDS) -> Iterator[list[str]]:
         """Take the leases that can be had, and let go of them at the end."""
         try:
             for name in names:
@@ -93,13 +97,15 @@ class Keeper(threading.Thread):
 
 
 class LeaseReporter(SilentReporter):
-    """Writes nothing for a run whose lease has expired, before it is known to be still this process's."""
+    """Begins no step of a run whose lease has expired, before it is known to be still this process's."""
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
 
     def start(self, run: Run, step: int, messages: list[str]) -> None:
         """The run begins, or goes on, at this step."""
+        for message in messages:
+            _log(f"{run.path.name}: {message}")
         _log(f"{run.path.name}: from step {step}")
 
     def step(self, step: int) -> None:
@@ -111,23 +117,38 @@ class LeaseReporter(SilentReporter):
         _log(f"{run.path.name}: finished at step {summary['steps']}")
 
 
-def run_cells(sweep: Sweep, names: Sequence[str], keeper: Keeper, force: bool = False, lease: float = 0.0) -> None:
+def run_cells(sweep: Sweep, names: Sequence[str], keeper: Keeper) -> None:
     """Train the cells of these names that are open, together if there are several.
 
-    What a run raises is recorded in the sweep. `force` starts runs over. Raises `UserError` for an unknown cell,
-    `StorageError` where the disk is full, and `InterruptedRun` once all is saved.
+    What a run raises is recorded in the sweep. Raises `UserError` for an unknown cell, `StorageError` where the disk is
+    full or the sweep's own files cannot be written, and `InterruptedRun` once all is saved.
     """
     for name in names:
         if name not in sweep.cells:
             raise UserError(f"{sweep.path} has no cell {name!r}.")
-    with keeper.hold(sweep, names, lease or LEASE_SECONDS) as held:
+    with keeper.hold(sweep, names) as held:
         # Asked now that nobody else can change it.
         todo = [name for name in held if not is_settled(sweep, name)]
-        if len(todo) > 1 and not force and _train_together(sweep, todo, keeper):
+        if len(todo) > 1 and _train_together(sweep, todo, keeper):
             return
         for name in todo:
             if not is_settled(sweep, name):
-                _train_alone(sweep, name, keeper, force)
+                _train_alone(sweep, name, keeper)
+
+
+def run_guarded(sweep: Sweep, names: Sequence[str], keeper: Keeper) -> int:
+    """Run cells as `run_cells` does, and return 0 or the exit code that says what stopped it."""
+    try:
+        run_cells(sweep, names, keeper)
+    except (StopWorker, InterruptedRun, KeyboardInterrupt):
+        return 128 + signal.SIGTERM
+    except StorageError as error:
+        print(f"modicl: {error}", file=sys.stderr)
+        return DISK_FULL if _is_full(error) else 1
+    except UserError as error:
+        print(f"modicl: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def is_settled(sweep: Sweep, name: str) -> bool:
@@ -155,14 +176,14 @@ def _train_together(sweep: Sweep, names: list[str], keeper: Keeper) -> bool:
     return True
 
 
-def _train_alone(sweep: Sweep, name: str, keeper: Keeper, force: bool) -> None:
+def _train_alone(sweep: Sweep, name: str, keeper: Keeper) -> None:
     folder, reporter = sweep.run_path(name), LeaseReporter(keeper)
     try:
-        if folder.exists() and not force:
+        if folder.exists():
             _check_run(sweep, name)
             train(folder=folder, resume=True, reporter=reporter)
         else:
-            train(sweep.config(name), folder, force=force, reporter=reporter)
+            train(sweep.config(name), folder, reporter=reporter)
     except InterruptedRun:
         raise
     except Exception as error:
@@ -180,10 +201,13 @@ def _check_run(sweep: Sweep, name: str) -> None:
 
 def _raise_if_full(error: Exception) -> None:
     """A full disk is not the fault of a run, and would be that of all others."""
-    if isinstance(error, StorageError):
-        cause = error.__cause__
-        if not isinstance(cause, OSError) or cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise error
+    if isinstance(error, StorageError) and _is_full(error):
+        raise error
+
+
+def _is_full(error: StorageError) -> bool:
+    cause = error.__cause__  # none: the space that a run needs was found missing beforehand
+    return not isinstance(cause, OSError) or cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _log(line: str) -> None:
@@ -207,9 +231,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("cells", nargs="*")
     parser.add_argument("--serve", action="store_true", help="read lines of cells, answer each with a line")
-    parser.add_argument("--force", action="store_true", help="start the runs over")
     parser.add_argument("--parent", type=int, help="save and stop when this is not the parent process")
-    parser.add_argument("--lease", type=float, default=LEASE_SECONDS, help="seconds that a lease lasts")
     args = parser.parse_args()
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
     try:
@@ -219,15 +241,14 @@ def main() -> int:
         jobs = (line.split() for line in sys.stdin) if args.serve else [args.cells]
         for names in jobs:
             # Read anew: cells may have been added.
-            run_cells(Sweep.load(args.folder), names, keeper, args.force, args.lease)
+            code = run_guarded(Sweep.load(args.folder), names, keeper)
+            if code:
+                return code
             print("done", file=answers, flush=True)
-    except (StopWorker, InterruptedRun):
+    except StopWorker:
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         return 128 + signal.SIGPIPE
-    except StorageError as error:
-        print(f"modicl: {error}", file=sys.stderr)
-        return DISK_FULL
     except UserError as error:
         print(f"modicl: {error}", file=sys.stderr)
         return 2
