@@ -34,6 +34,7 @@ ROOMS = [
     ["sweep.folder"],
     ["sweep.worker", "sweep.executors", "sweep.plan", "sweep.display"],
     ["sweep.driver", "sweep.table", "sweep.cluster"],
+    ["sweep.placement"],
     ["cli.parsing"],
     ["cli.tables"],
     ["cli.sweep_figure"],

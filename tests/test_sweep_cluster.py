@@ -12,8 +12,9 @@ import pytest
 from modicl import presets
 from modicl.config import UserError
 from modicl.sweep.driver import run_sweep
-from modicl.sweep.executors import Resources, make_executor
+from modicl.sweep.executors import Resources
 from modicl.sweep.folder import Sweep
+from modicl.sweep.placement import make_executor
 from tests.whole_sweeps import (
     GRID,
     Silent,

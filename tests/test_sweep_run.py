@@ -19,8 +19,9 @@ from modicl.config import UserError, replace_field
 from modicl.files import StorageError
 from modicl.sweep import worker
 from modicl.sweep.driver import run_sweep
-from modicl.sweep.executors import Ended, LocalExecutor, Resources, make_executor
+from modicl.sweep.executors import Ended, LocalExecutor, Resources
 from modicl.sweep.folder import Sweep
+from modicl.sweep.placement import make_executor
 from modicl.sweep.worker import DISK_FULL, LEASE_LOST, Keeper, LeaseReporter, run_cells
 from tests.whole_sweeps import (
     GRID,

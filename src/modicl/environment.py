@@ -16,14 +16,22 @@ import torch
 
 from modicl.checks import check_device_name
 from modicl.config import ConfigError
+from modicl.distributed import ALONE, Group
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of this name; raises `ConfigError` for any but auto, cpu, cuda and cuda:N, or if it is not here."""
+def resolve_device(name: str, group: Group = ALONE) -> torch.device:
+    """The device of this name; raises `ConfigError` for any but auto, cpu, cuda and cuda:N, or if it is not here.
+
+    In a group, cuda is another GPU for each process of a machine, and so is auto where there is one.
+    """
     check_device_name(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        name = "cuda" if count else "cpu"
+    if group.size > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise ConfigError(f"train.device={name} is one GPU for {group.size} processes: take auto or cuda.")
+        name = f"cuda:{group.local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         have = f"{count} CUDA devices, numbered from 0," if count else "no CUDA device"
@@ -59,7 +67,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep the memory that this process frees, for what it allocates next.
 
     By default glibc returns large blocks to the system at once, and every step of training on a CPU would pay for
-    getting the same ones back, page by page (benchmarks/engines.py). Does nothing with another C library.
+    getting the same ones back, page by page. Does nothing with another C library.
     """
     trim_threshold, mmap_max = -1, -4  # the names of mallopt(3)
     libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -59,14 +59,12 @@ class SilentReporter:
 class Member:
     """The books of one run."""
 
-    def __init__(
-        self, run: Run, split: TaskSplit, reporter: Reporter, messages: list[str], checkpoint: Checkpoint | None = None
-    ) -> None:
-        """`checkpoint` is where the run goes on, if it does."""
+    def __init__(self, run: Run, split: TaskSplit, messages: list[str], checkpoint: Checkpoint | None = None) -> None:
+        """`checkpoint` is where the run goes on, if it does; `reporter` is for whoever trains to set."""
         self.run = run
         self.config = run.config
         self.split = split
-        self.reporter = reporter
+        self.reporter: Reporter = SilentReporter()
         self.messages = messages
         self.checkpoint = checkpoint
         self.kept = pick_kept_steps(run.config.train.steps, run.config.train.keep)
@@ -100,6 +98,11 @@ class Member:
         """Whether a checkpoint is to be written after this step; an evaluation can make it so."""
         due = self.done % self.config.train.save_every == 0 or self.done in self.kept
         return due or self.done == self.find_best()
+
+    @property
+    def is_anything_due(self) -> bool:
+        """Whether any of these is; the same in every process of a group, of which one alone knows the evaluations."""
+        return self.is_log_due or self.is_evaluation_due or self.is_save_due
 
     @property
     def is_over(self) -> bool:

@@ -2,7 +2,7 @@
 
     runs/<name>/
       config.json       the whole config
-      environment.json  package, Python, torch, device, threads, commit
+      environment.json  package, Python, torch, device, threads, commit, processes
       split.json        task vectors and inputs of the four sets
       metrics.jsonl     one JSON object a line: training loss and four-set scores; the same bit for bit when resumed
       timing.jsonl      wall-clock seconds, which are not

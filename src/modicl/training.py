@@ -3,15 +3,20 @@
 `train(config, folder)` makes a run; `train(folder=..., resume=True)` goes on with one; `train_pack` makes many of one
 shape at once. What a step computes depends on its number and the checkpoint alone, so on a CPU an interrupted run ends
 bit for bit as an uninterrupted one. The loop asks nothing of the device between logs.
+
+In a group of processes (`modicl.distributed`) all go through this loop in step, and what only the first may do, since
+it alone keeps the run's books, stands in `_lead`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +25,7 @@ import torch
 from modicl.checks import check_config, list_notes
 from modicl.config import RunConfig, UserError
 from modicl.cost import estimate_disk_use, format_bytes
+from modicl.distributed import ALONE, Group, read_group
 from modicl.engine import make_engine
 from modicl.engine.base import Engine, check_pack
 from modicl.environment import describe_environment, resolve_device, resolve_dtype, use_threads
@@ -27,6 +33,10 @@ from modicl.files import explain_os_errors
 from modicl.members import DivergedError, Member, Reporter, SilentReporter
 from modicl.runs import Run, check_free_space, create_run, load_run
 from modicl.tasks import make_split
+
+_ASK_EVERY = {"cpu": 1, "cuda": 16}
+"""Steps after which a group agrees again whether to stop. For that its hosts wait for each other: seldom on CUDA, where
+they should be ahead of their devices, and always where a step may take seconds, since torchrun kills after 30."""
 
 
 class InterruptedRun(Exception):
@@ -49,24 +59,32 @@ def train(
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
+    group: Group = ALONE,
 ) -> Run:
     """Train what `config` describes in `folder`, or go on with the run that is there.
 
-    With `resume` the config is the folder's own; `force` deletes what is there and starts over. Returns the run once it
-    has ended by itself. Raises `UserError` (a bad config or folder, a run that is finished), `InterruptedRun` (Ctrl-C
-    or SIGTERM; it has saved) and `DivergedError` (a loss that is not finite; the last checkpoint is from before it).
+    With `resume` the config is the folder's own; `force` deletes what is there and starts over. All processes of a
+    `group` call this with the same arguments; the first alone reports, and reads and writes the folder. Returns the run
+    once it has ended by itself. Raises, in all of them, `UserError` (a bad config or folder, a run that is finished),
+    `InterruptedRun` (Ctrl-C or SIGTERM; it has saved) and `DivergedError` (a loss that is not finite; the last
+    checkpoint is from before it).
     """
-    run = load_run(folder) if resume else None
+    run = group.share(lambda: load_run(folder)) if resume else None
     config = run.config if run else config
     if config is None:
         raise UserError("train needs a config, or resume=True with the folder of a run.")
-    check_config(config)
-    device = resolve_device(config.train.device)
-    check_pack([config], device)
-    reporter = reporter or SilentReporter()
-    with use_threads(config.train.threads):
-        member = _resume(run, reporter) if run else _start(config, Path(folder), force, device, reporter)
-        error = _Pack([member], device).run_to_end()[0]
+    with group.together():
+        check_config(config)
+        device = resolve_device(config.train.device, group)
+        check_pack([config], device, group)
+    # A device without a number leaves CUDA's current one as it is.
+    with use_threads(config.train.threads), torch.cuda.device(-1 if device.index is None else device.index):
+        member = group.share(lambda: _resume(run) if run else _start(config, Path(folder), force, device, group))
+        if group.size > 1:
+            member.messages.append(f"{group.size} processes share each batch of {config.data.batch_size} sequences.")
+        if reporter is not None and group.leads:
+            member.reporter = reporter
+        error = _Pack([member], device, group).run_to_end()[0]
     if error is not None:
         raise error
     return member.run
@@ -86,6 +104,8 @@ def train_pack(
     Returns each run once all have ended by themselves, or why it diverged. Raises `UserError` and `InterruptedRun` as
     `train` does, before anything is written and after all are saved.
     """
+    if read_group().size > 1:
+        raise UserError(f"train_pack trains in one process, and torchrun started {read_group().size}: start one.")
     if len(configs) != len(folders) or not configs:
         raise UserError(f"train_pack needs a folder for each run: {len(configs)} configs, {len(folders)} folders.")
     if len({Path(folder).resolve() for folder in folders}) < len(folders):
@@ -110,9 +130,12 @@ def train_pack(
     with use_threads(configs[0].train.threads):
         for config, folder, reporter in zip(configs, map(Path, folders), reporters, strict=True):
             if folder not in there:
-                members.append(_start(config, folder, False, device, reporter))
+                members.append(_start(config, folder, False, device))
             elif not there[folder].finished:
-                members.append(_resume(there[folder], reporter))
+                members.append(_resume(there[folder]))
+            else:
+                continue
+            members[-1].reporter = reporter
         if members:
             for member, error in zip(members, _Pack(members, device).run_to_end(), strict=True):
                 outcome[member.run.path] = error or member.run
@@ -132,7 +155,7 @@ def _check_place(folder: Path, force: bool) -> None:
         )
 
 
-def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, reporter: Reporter) -> Member:
+def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, group: Group = ALONE) -> Member:
     split = make_split(config)
     _check_place(folder, force)
     if folder.exists():
@@ -141,12 +164,12 @@ def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, r
     needed = estimate_disk_use(config)
     check_free_space(folder, needed)
     dtype = resolve_dtype(config.train.dtype, device)
-    run = create_run(folder, config, split, describe_environment(device, dtype))
+    run = create_run(folder, config, split, describe_environment(device, dtype) | {"processes": group.size})
     messages = [*list_notes(config), f"Checkpoints will take at most {format_bytes(needed)}."]
-    return Member(run, split, reporter, messages)
+    return Member(run, split, messages)
 
 
-def _resume(run: Run, reporter: Reporter) -> Member:
+def _resume(run: Run) -> Member:
     if run.finished:
         raise UserError(f"The run {run.path} is finished; there is nothing to resume.")
     checkpoint, damage = run.load_latest(resumable=True)
@@ -159,16 +182,18 @@ def _resume(run: Run, reporter: Reporter) -> Member:
     step = checkpoint.step if checkpoint else 0
     messages = [f"{error} Going on from step {step}, the newest checkpoint that is whole." for error in damage]
     run.rewind(step if checkpoint else -1)
-    return Member(run, checkpoint.split if checkpoint else run.split, reporter, messages, checkpoint)
+    return Member(run, checkpoint.split if checkpoint else run.split, messages, checkpoint)
 
 
 class _Pack:
-    """Runs that train together, and the engine whose rows they are."""
+    """Runs that train together, and the engine whose rows they are; in a group, one run."""
 
-    def __init__(self, members: Sequence[Member], device: torch.device) -> None:
+    def __init__(self, members: Sequence[Member], device: torch.device, group: Group = ALONE) -> None:
         self.members = list(members)
+        self.group = group
+        self.ask_every = _ASK_EVERY[device.type] if group.size > 1 else 1
         self.errors: list[DivergedError | None] = [None] * len(members)
-        self.engine: Engine = make_engine([m.config for m in members], [m.split for m in members], device)
+        self.engine: Engine = make_engine([m.config for m in members], [m.split for m in members], device, group)
         self.rows = {i: i for i in range(len(members))}  # of the members that are not over
         for row, member in enumerate(members):
             if member.checkpoint is not None:
@@ -181,39 +206,57 @@ class _Pack:
         for member in self.members:
             member.start()
         with catch_signals() as caught:
-            fresh = [i for i, member in enumerate(self.members) if member.saved < 0]
-            self._evaluate(fresh)
-            self._save(fresh)
-            self._retire()
-            while self.rows:
-                if caught:
-                    self._take_losses()
-                    self._save(list(self.rows))
-                    live = [self.members[i] for i in self.rows]
-                    raise InterruptedRun(live, caught[0])
+            self._lead(self._begin)
+            for n in itertools.count():
+                if not self.rows:
+                    break
+                signal_number = self.group.find_largest(caught[0] if caught else 0) if n % self.ask_every == 0 else 0
+                if signal_number:
+                    self._lead(partial(self._stop, self.engine.drain()))
+                    raise InterruptedRun([self.members[i] for i in self.rows], signal_number)
                 self.engine.step()
                 for i in self.rows:
                     self.members[i].count_step()
-                self._attend()
-                self._retire()
+                if any(self.members[i].is_anything_due for i in self.rows):
+                    self._lead(partial(self._attend, self.engine.drain()))
         return self.errors
 
-    def _attend(self) -> None:
+    def _lead(self, act: Callable[[], None]) -> None:
+        """Do what takes the books, which the group's first process has; all go on with what it leaves to train."""
+
+        def decide() -> tuple[dict[int, int], list[DivergedError | None]]:
+            act()
+            return self.rows, self.errors
+
+        self.rows, self.errors = self.group.share(decide)
+
+    def _begin(self) -> None:
+        """Look at new runs before their first step."""
+        fresh = [i for i, member in enumerate(self.members) if member.saved < 0]
+        self._evaluate(fresh)
+        self._save(fresh)
+        self._retire()
+
+    def _stop(self, losses: list[list[float]]) -> None:
+        """Save in the middle."""
+        self._add_losses(losses)
+        self._save(list(self.rows))
+
+    def _attend(self, losses: list[list[float]]) -> None:
         """Do for each run what is due after a step."""
         logging = [i for i in self.rows if self.members[i].is_log_due]
         evaluating = [i for i in self.rows if self.members[i].is_evaluation_due]
-        if logging or evaluating or any(self.members[i].is_save_due for i in self.rows):
-            self._take_losses()
+        self._add_losses(losses)
         for i in self._sound(logging):
             self.members[i].log()
         self._evaluate(self._sound(evaluating))
         self._save([i for i in self._sound(self.rows) if self.members[i].is_save_due])
+        self._retire()
 
     def _sound(self, indices: Iterable[int]) -> list[int]:
         return [i for i in indices if self.errors[i] is None]
 
-    def _take_losses(self) -> None:
-        losses = self.engine.drain()
+    def _add_losses(self, losses: list[list[float]]) -> None:
         for i, row in self.rows.items():
             with self._note_divergence(i):
                 self.members[i].add_losses(losses[row])

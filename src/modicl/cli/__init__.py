@@ -18,7 +18,7 @@ from modicl.cli.evaluate import Corrupt, Evaluate, run_corrupt, run_evaluate
 from modicl.cli.figure import Figure, read_figure, run_figure
 from modicl.cli.parsing import parse
 from modicl.cli.sweep import SweepStart, read_sweep, run_sweep_command
-from modicl.cli.train import Presets, Train, read_train, run_presets, run_train
+from modicl.cli.train import Presets, Train, run_presets, run_train
 from modicl.config import UserError, suggest
 
 
@@ -63,7 +63,7 @@ def run_command(argv: list[str]) -> int:
         raise UserError(f"There is no command {name!r}: take one of {', '.join(commands)}.{suggest(name, commands)}")
     kind, run = commands[name]
     readers: dict[type, Callable[[list[str]], Any]] = {
-        Train: read_train,
+        Train: list,  # it reads them itself, once it knows of which processes it is one
         SweepStart: read_sweep,
         Bench: read_bench,
         Figure: read_figure,

@@ -215,7 +215,8 @@ def _retry(sweep: Sweep, args: SweepRetry) -> int:
 
 def _read_resources(args: Placing) -> Resources:
     """What is asked of the executor. Raises `UserError`, before anything is written."""
-    from modicl.sweep.executors import Resources, check_wanted
+    from modicl.sweep.executors import Resources
+    from modicl.sweep.placement import check_wanted
 
     if args.step_seconds < 0 or not 0 <= args.stop_share <= 1 or args.gpus < 0:
         raise UserError("--step-seconds and --gpus cannot be negative, and --stop-share has to be from 0 to 1.")
@@ -230,7 +231,7 @@ def _run(sweep: Sweep, args: Placing, only: list[str] | None = None) -> int:
 
     from modicl.sweep.display import LiveWatcher, PlainWatcher, describe_counts
     from modicl.sweep.driver import InterruptedSweep, run_sweep
-    from modicl.sweep.executors import make_executor
+    from modicl.sweep.placement import make_executor
     from modicl.sweep.table import collect, write_table
 
     executor = make_executor(args.executor, sweep.path, sweep.base, _read_resources(args))
@@ -273,7 +274,7 @@ def _print_costs(
 ) -> None:
     """What these runs cost, as far as it is known."""
     from modicl.cost import format_bytes, format_flop
-    from modicl.sweep.executors import count_slots, list_devices
+    from modicl.sweep.placement import count_slots, list_devices
     from modicl.sweep.plan import list_work
 
     done = {name: sweep.read_step(name) or 0 for name in configs} if sweep else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ import tyro
 
 from modicl.cli.parsing import Config, parse, show_help
 from modicl.config import RunConfig, UserError
+from modicl.distributed import Group, join_group
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train PRESET, with any setting changed, into a run folder; or go on with a run: modicl train --resume RUN."""
+    """Train PRESET, with any setting changed, into a run folder; or go on with a run: modicl train --resume RUN.
+
+    torchrun --nproc-per-node N -m modicl train ... trains one run in N processes, which share each batch.
+    """
 
     config: Config
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -51,8 +57,24 @@ def read_train(argv: list[str]) -> tuple[str | None, Train]:
     return None, args
 
 
-def run_train(given: tuple[str | None, Train]) -> int:
-    """modicl train."""
+def run_train(argv: list[str]) -> int:
+    """modicl train, in one process or in each of those that torchrun started, of which the first speaks for all."""
+    with join_group() as group, contextlib.redirect_stdout(sys.stdout if group.leads else io.StringIO()):
+        try:
+            code = _train(*read_train(argv), group)
+        except UserError as error:
+            _complain(error, group)
+            code = 2
+        sys.stdout.flush()  # before any process leaves, after which torchrun may end this one
+    return code
+
+
+def _complain(error: Exception, group: Group) -> None:
+    if group.leads:
+        print(f"modicl: {error}", file=sys.stderr)
+
+
+def _train(preset: str | None, args: Train, group: Group) -> int:
     from rich.console import Console
 
     from modicl.members import DivergedError
@@ -60,7 +82,6 @@ def run_train(given: tuple[str | None, Train]) -> int:
     from modicl.progress import LiveReporter, PlainReporter
     from modicl.training import InterruptedRun, train
 
-    preset, args = given
     if preset is not None and args.resume is not None:
         raise UserError(f"--resume goes on with a run under its own config: leave out the preset {preset}.")
     if args.resume is not None and args.force:
@@ -69,21 +90,21 @@ def run_train(given: tuple[str | None, Train]) -> int:
     reporter = LiveReporter(Console(highlight=False)) if console.is_terminal else PlainReporter(console)
     try:
         if args.resume is not None:
-            train(folder=args.resume, resume=True, reporter=reporter)
+            train(folder=args.resume, resume=True, reporter=reporter, group=group)
         else:
             assert preset is not None
             changed = "" if args.config == get_preset(preset) else f"-{args.config.digest()}"
             name = args.name or preset + changed
             if Path(name).name != name:
                 raise UserError(f"--name is {name!r}; a name cannot hold a path, which --folder is for.")
-            train(args.config, args.folder / name, force=args.force, reporter=reporter)
+            train(args.config, args.folder / name, force=args.force, reporter=reporter, group=group)
     except InterruptedRun as stop:
         reporter.close()
         console.print(str(stop), markup=False)
         return 128 + stop.signal_number
     except DivergedError as error:
         reporter.close()
-        print(f"modicl: {error}", file=sys.stderr)
+        _complain(error, group)
         return 1
     finally:
         reporter.close()

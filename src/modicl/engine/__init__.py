@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from modicl.config import RunConfig
+from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine, choose_engine
 from modicl.engine.packed import PackedEngine
 from modicl.engine.reference import ReferenceEngine
@@ -17,14 +18,16 @@ from modicl.environment import keep_freed_memory
 from modicl.tasks import TaskSplit
 
 
-def make_engine(configs: Sequence[RunConfig], splits: Sequence[TaskSplit], device: torch.device) -> Engine:
-    """The engine that trains these runs, with their initial weights.
+def make_engine(
+    configs: Sequence[RunConfig], splits: Sequence[TaskSplit], device: torch.device, group: Group = ALONE
+) -> Engine:
+    """The engine that trains these runs, or this process's part of one, with their initial weights.
 
     `check_pack` says whether they can be. Raises `ConfigError` for an engine that is not to be had here.
     """
-    kind = choose_engine(configs[0], device)
+    kind = choose_engine(configs[0], device, group)
     if device.type == "cpu":
         keep_freed_memory()
     if kind == "eager":
-        return ReferenceEngine(configs[0], splits[0], device)
-    return PackedEngine(configs, splits, device, kind)
+        return ReferenceEngine(configs[0], splits[0], device, group)
+    return PackedEngine(configs, splits, device, kind, group)

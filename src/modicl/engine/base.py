@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import ConfigError, RunConfig
+from modicl.distributed import ALONE, Group
 from modicl.metrics import Scores
 from modicl.optim import Numbers, import_schedulefree
 
@@ -49,23 +50,29 @@ class Engine(Protocol):
         """An engine that goes on with these rows alone, in this order, or None where starting it would not pay."""
 
 
-def choose_engine(config: RunConfig, device: torch.device) -> str:
+def choose_engine(config: RunConfig, device: torch.device, group: Group = ALONE) -> str:
     """What train.engine is here: auto is compiled on CUDA, fast on a CPU, and eager with dropout.
 
-    On a CPU the products take nearly all of the time, and compiling the rest does not win (benchmarks/engines.py).
-    Raises `ConfigError` for what this device or config does not have.
+    On a CPU the products take nearly all of the time, and compiling the rest does not win (benchmarks/speed.py).
+    Raises `ConfigError` for what this device, config or group does not have.
     """
     name = config.train.engine
     if config.model.dropout > 0 and name not in ("auto", "eager"):
         raise ConfigError(f"train.engine={name} has no dropout: take auto or eager, or model.dropout=0.")
     if name == "graph" and device.type != "cuda":
         raise ConfigError("train.engine=graph replays CUDA graphs, and this run is not on CUDA: take auto or fast.")
+    if name == "graph" and group.size > 1:
+        raise ConfigError(
+            f"train.engine=graph replays the whole step of one process, and there are {group.size}: take auto or fast, "
+            f"or one process."
+        )
     if name != "auto":
         return name
     if config.model.dropout > 0:
         return "eager"
     if device.type == "cuda":
-        return "compiled" if importlib.util.find_spec("triton") else "graph"
+        without = "graph" if group.size == 1 else "fast"
+        return "compiled" if importlib.util.find_spec("triton") else without
     return "fast"
 
 
@@ -80,8 +87,8 @@ def find_difference(first: RunConfig, other: RunConfig) -> str | None:
     return None
 
 
-def check_pack(configs: Sequence[RunConfig], device: torch.device) -> None:
-    """Raise `ConfigError` unless these runs can be trained together."""
+def check_pack(configs: Sequence[RunConfig], device: torch.device, group: Group = ALONE) -> None:
+    """Raise `ConfigError` unless these runs can be trained together, or this one by all processes of a group."""
     for config in configs[1:]:
         name = find_difference(configs[0], config)
         if name is not None:
@@ -90,8 +97,24 @@ def check_pack(configs: Sequence[RunConfig], device: torch.device) -> None:
             raise ConfigError(
                 f"Runs of one pack have to agree in {name}, which is {values[0]} in one and {values[1]} in another."
             )
-    kind = choose_engine(configs[0], device)
+    kind = choose_engine(configs[0], device, group)
+    _check_group(configs[0], group)
     if kind == "eager" and configs[0].optim.name == "schedulefree":
         import_schedulefree()
     if len(configs) > 1 and kind == "eager":
         raise ConfigError("The eager engine trains one run at a time: take another train.engine, without dropout.")
+
+
+def _check_group(config: RunConfig, group: Group) -> None:
+    size = config.data.batch_size
+    if group.size > size:
+        raise ConfigError(
+            f"data.batch_size={size} has a sequence for {size} processes at most, and there are {group.size}: start "
+            f"fewer, or take a larger batch."
+        )
+    if group.size > 1 and config.model.dropout > 0:
+        # What is dropped is drawn for a batch as a whole, so its parts would not be those of one process.
+        raise ConfigError(
+            f"model.dropout={config.model.dropout} is for one process, and there are {group.size}: start one, or take "
+            f"model.dropout=0."
+        )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import RunConfig
+from modicl.distributed import ALONE, Group
 from modicl.environment import resolve_dtype
 from modicl.model import GPT
 from modicl.optim import RAW, Numbers, split_parameters
@@ -38,11 +39,12 @@ _PIECE = 2**16
 class PackedOptimizer:
     """Weights of N models of one shape, or of one model, and what steps them."""
 
-    def __init__(self, configs: Sequence[RunConfig], packed: bool, device: torch.device) -> None:
+    def __init__(self, configs: Sequence[RunConfig], packed: bool, device: torch.device, group: Group = ALONE) -> None:
         """Weights are the initial ones of each config; `packed` gives them an axis for the models."""
         self.configs = list(configs)
         self.packed = packed
         self.device = device
+        self.group = group
         first = configs[0]
         self.name = first.optim.name
         models = [GPT(config) for config in configs]
@@ -93,8 +95,9 @@ class PackedOptimizer:
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor]) -> None:
-        """Update with these gradients, in the order of `names`."""
+        """Update with these gradients, in the order of `names`, and those of the group's other processes."""
         grad = torch.cat([g.flatten(-len(self.shapes[name])) for name, g in zip(self.names, grads, strict=True)], -1)
+        self.group.sum_up(grad)
         if self.clips:
             norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modicl.config import SETS, RunConfig
 from modicl.data import PackedSampler, get_targets, make_evaluation_sampler, make_train_sampler
+from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
 from modicl.engine.forward import Shape, Weights, forward, make_shape
 from modicl.engine.optimizer import PackedOptimizer
@@ -49,22 +50,34 @@ def measure_losses(weights: Weights, tokens: Tensor, shape: Shape, dtype: torch.
     return losses.view(n_rows, -1).mean(1)
 
 
+def is_captured(kind: str, device: torch.device, group: Group) -> bool:
+    """Whether steps are replayed as a CUDA graph. In a group they are not: a sum over processes would be inside."""
+    return device.type == "cuda" and kind != "fast" and group.size == 1
+
+
 class PackedEngine:
     """An `Engine` of any number of rows; a single one has no axis for them."""
 
     def __init__(
-        self, configs: Sequence[RunConfig], splits: Sequence[TaskSplit], device: torch.device, kind: str
+        self,
+        configs: Sequence[RunConfig],
+        splits: Sequence[TaskSplit],
+        device: torch.device,
+        kind: str,
+        group: Group = ALONE,
     ) -> None:
-        """`kind` is fast, compiled (on CUDA with a graph as well) or graph."""
+        """`kind` is fast, compiled (on CUDA with a graph as well, unless in a group) or graph."""
         first = configs[0]
         self.configs, self.splits, self.device, self.kind = list(configs), list(splits), device, kind
+        self.group = group
+        self.captures = is_captured(kind, device, group)
         self.dtype = resolve_dtype(first.train.dtype, device)
         self.packed = len(configs) > 1
         self.shape = make_shape(first, device, self.dtype)
         self.n_vars = first.task.n_vars
         pairs = list(zip(configs, splits, strict=True))
         self.sampler = PackedSampler([make_train_sampler(config, split, device) for config, split in pairs])
-        self.optimizer = PackedOptimizer(configs, self.packed, device)
+        self.optimizer = PackedOptimizer(configs, self.packed, device, group)
         self.done = [0] * len(configs)
         self.step_N = torch.zeros(len(configs), dtype=torch.int64, device=device)
         # Losses of the steps since the last time they were read, and where the next ones go.
@@ -78,8 +91,10 @@ class PackedEngine:
     def _update(self) -> None:
         """One step of every row, on the device alone."""
         tokens_NBT = self.sampler.batch(self.step_N)
-        tokens = tokens_NBT if self.packed else tokens_NBT[0]
+        part_NBT = tokens_NBT[:, self.group.take_part(tokens_NBT.shape[1])]
+        tokens = part_NBT if self.packed else part_NBT[0]
         losses_N = (self.compiled or measure_losses)(self.optimizer.weights, tokens, self.shape, self.dtype)
+        losses_N = losses_N * (part_NBT.shape[1] / tokens_NBT.shape[1])  # this process's part of the batch's mean
         weights = [self.optimizer.weights[name] for name in self.optimizer.names]
         self.optimizer.step(torch.autograd.grad(losses_N.sum(), weights))
         self.held_WN.index_copy_(0, self.place_1, losses_N.detach()[None])
@@ -94,7 +109,7 @@ class PackedEngine:
             get_learning_rate(done, c.optim, c.train.steps) for done, c in zip(self.done, self.configs, strict=True)
         ]
         self.optimizer.set_rates(rates)
-        if self.device.type != "cuda" or self.kind == "fast":
+        if not self.captures:
             self._update()
         else:
             if self.graph is None:
@@ -123,7 +138,9 @@ class PackedEngine:
         return graph
 
     def _read_losses(self) -> None:
-        columns = self.held_WN[: self.n_held].T.tolist()
+        held_WN = self.held_WN[: self.n_held]
+        self.group.sum_up(held_WN)
+        columns = held_WN.T.tolist()
         for losses, column in zip(self.losses, columns, strict=True):
             losses += column
         self.place_1.zero_()
@@ -188,7 +205,7 @@ class PackedEngine:
         if self.kind != "fast" and len(rows) > _PAYS_BELOW * len(self.configs):
             return None
         configs, splits = [self.configs[row] for row in rows], [self.splits[row] for row in rows]
-        engine = PackedEngine(configs, splits, self.device, self.kind)
+        engine = PackedEngine(configs, splits, self.device, self.kind, self.group)
         for new, old in enumerate(rows):
             engine.set_state(new, self.done[old], *self.get_state(old))
         return engine

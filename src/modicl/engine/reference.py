@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modicl.config import RunConfig
 from modicl.data import get_targets, make_train_sampler
+from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
 from modicl.environment import resolve_dtype
 from modicl.evaluation import MONITOR, evaluate
@@ -24,10 +25,11 @@ from modicl.tasks import TaskSplit
 class ReferenceEngine:
     """An `Engine` of one row."""
 
-    def __init__(self, config: RunConfig, split: TaskSplit, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, split: TaskSplit, device: torch.device, group: Group = ALONE) -> None:
         self.config = config
         self.split = split
         self.device = device
+        self.group = group
         self.dtype = resolve_dtype(config.train.dtype, device)
         self.model = GPT(config).to(device)
         self.optimizer = Optimizer(self.model, config)
@@ -38,10 +40,15 @@ class ReferenceEngine:
     def step(self) -> None:
         """Make one more update."""
         tokens_BT = self.sampler.batch(self.done)
+        part = self.group.take_part(len(tokens_BT))
         with self._seeded_dropout(), torch.autocast(self.device.type, self.dtype, self.dtype == torch.bfloat16):
-            logits_BSV = self.model(tokens_BT)
-        loss = measure_loss(logits_BSV, get_targets(tokens_BT, self.split.n_vars))
+            logits_BSV = self.model(tokens_BT[part])
+        loss = measure_loss(logits_BSV, get_targets(tokens_BT[part], self.split.n_vars))
+        loss = loss * (len(logits_BSV) / len(tokens_BT))  # what this process adds to the mean over the batch
         loss.backward()
+        for weight in self.model.parameters():
+            assert weight.grad is not None
+            self.group.sum_up(weight.grad)
         self.optimizer.step(self.done)
         self.losses.append(loss.detach())
         self.done += 1
@@ -58,9 +65,10 @@ class ReferenceEngine:
 
     def drain(self) -> list[list[float]]:
         """The losses since the last call."""
-        losses: list[float] = torch.stack(self.losses).tolist() if self.losses else []
+        losses = torch.stack(self.losses) if self.losses else torch.empty(0, device=self.device)
+        self.group.sum_up(losses)
         self.losses = []
-        return [losses]
+        return [losses.tolist()]
 
     def evaluate(self, rows: Sequence[int]) -> list[dict[str, Scores]]:
         """Scores of the model as it stands."""
