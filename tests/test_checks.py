@@ -1,34 +1,13 @@
 import math
 import re
-import typing
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from modicl import presets
 from modicl.checks import check_config, list_notes
 from modicl.config import MEASURES, SETS, ConfigError, RunConfig, replace_field
-
-
-def list_fields() -> dict[str, Any]:
-    """The type of every setting, by its dotted path."""
-    found = {}
-    for section, kind in typing.get_type_hints(RunConfig).items():
-        for name, hint in typing.get_type_hints(kind).items():
-            found[f"{section}.{name}"] = hint
-    return found
-
-
-FIELDS = list_fields()
-CHOICES = {path: typing.get_args(hint) for path, hint in FIELDS.items() if typing.get_origin(hint) is Literal}
-
-
-def make_config(**changes: Any) -> RunConfig:
-    """The defaults with changes; a__b stands for a.b."""
-    config = RunConfig()
-    for key, value in changes.items():
-        config = replace_field(config, key.replace("__", "."), value)
-    return config
+from tests.all_settings import CHOICES, FIELDS, make_config
 
 
 def get_error(**changes: Any) -> str:

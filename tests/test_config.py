@@ -16,21 +16,9 @@ from modicl.config import (
     UserError,
     replace_field,
 )
+from tests.all_settings import FIELDS, make_config
 
 STAGES = "tuple[tuple[int, int, float], ...]"
-
-
-def list_fields() -> dict[str, Any]:
-    """The type of every setting, by its dotted path."""
-    found = {}
-    for section, kind in typing.get_type_hints(RunConfig).items():
-        for name, hint in typing.get_type_hints(kind).items():
-            found[f"{section}.{name}"] = hint
-    return found
-
-
-FIELDS = list_fields()
-CHOICES = {path: typing.get_args(hint) for path, hint in FIELDS.items() if typing.get_origin(hint) is Literal}
 
 
 def get(config: RunConfig, path: str) -> Any:
@@ -64,14 +52,6 @@ def make_strategy(hint: Any) -> st.SearchStrategy[Any]:
     if hint == tuple[float, ...]:
         return st.lists(numbers, max_size=3).map(tuple)
     return {bool: st.booleans(), int: st.integers(), float: numbers, str: st.text(max_size=5)}[hint]
-
-
-def make_config(**changes: Any) -> RunConfig:
-    """The defaults with changes; a__b stands for a.b."""
-    config = RunConfig()
-    for key, value in changes.items():
-        config = replace_field(config, key.replace("__", "."), value)
-    return config
 
 
 def through_json(data: Any) -> Any:
