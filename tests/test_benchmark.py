@@ -92,6 +92,8 @@ def test_the_command_prints_what_was_measured(capsys):
     told = json.loads(capsys.readouterr().out)
     assert [Timing(**row).engine for row in told["timings"]] == ["eager", "fast"]
     assert told["machine"]["torch"] == torch.__version__
+    assert run_command(["bench", "tiny", "--steps=1", "--repeats=1", "--train.engine=eager", "--json"]) == 0
+    assert [row["engine"] for row in json.loads(capsys.readouterr().out)["timings"]] == ["eager"]
     assert run_command(["bench", "packed", "tiny", "--steps=1", "--repeats=1", "--members=1,2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["models", "at", "once", "1", "2"]

@@ -270,6 +270,15 @@ def test_commands_from_end_to_end(modicl, tmp_path):
     assert tables[0]["cells"][0][2]["phase"] == plant_phase(512, 0.2)
 
 
+def test_at_takes_values_with_commas(modicl, tmp_path):
+    rows = [row | {"data.stages": stages} for row in make_small_rows() for stages in ("[]", "[[5, 3, 0.5]]")]
+    sweep = write_rows(tmp_path / "sweep", rows)
+    options = ("--at", "data.stages=[[5, 3, 0.5]]", "--at", "task.alpha=0.6")
+    code, out, _ = modicl("figure", "slice", sweep, *options)
+    assert code == 0
+    assert out.splitlines()[0].endswith("_data.stages=[[5, 3, 0.5]]_task.alpha=0.6.pdf")
+
+
 def test_odd_combinations_are_told(modicl, tmp_path):
     rows = make_small_rows()
     rows[0] |= {f"best.{name}.last_accuracy": float(name == "ood_test") for name in SETS}

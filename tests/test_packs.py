@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from modicl.engine import make_engine
 from modicl.engine.base import Engine
 from modicl.members import DivergedError, Reporter, SilentReporter
 from modicl.randomness import Stream, as_key_tensor, draw_bits, draw_bits_at, make_key, make_keys
-from modicl.runs import SUMMARY, Run
+from modicl.runs import SUMMARY, Run, read_lines
 from modicl.tasks import make_split
 from modicl.training import InterruptedRun, train_pack
 from tests.test_data import make_config as make_data_config
@@ -288,6 +289,14 @@ def test_a_pack_leaves_what_each_run_leaves_alone(tmp_path: Path, name: str) -> 
     assert '"patience"' in (alone[-1].path / SUMMARY).read_text()
 
 
+def test_the_seconds_of_a_pack_add_up_to_those_it_took(tmp_path: Path) -> None:
+    began = time.perf_counter()
+    runs = run_pack([make_base()] * 4, tmp_path)
+    took = time.perf_counter() - began
+    lines = [line for i in range(len(runs)) for line in read_lines(tmp_path / str(i) / "timing.jsonl")]
+    assert 0 < sum(line["seconds"] for line in lines) < took
+
+
 def make_short(name: str) -> list[RunConfig]:
     """Three, of which the second ends first; nothing is due where they will be stopped."""
     changes = {"train__log_every": 5, "train__eval_every": 8, "train__save_every": 6}
@@ -370,6 +379,8 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path) -> 
     assert_refused([base, base], [one], "2 configs, 1 folders")
     assert_refused([], [], "0 configs")
     assert_refused([base, base], [one, one], "same folder")
+    crowded = change(base, task__p=5, task__n_tasks=24, task__rule="rectangle")
+    assert_refused([change(crowded, task__n_tasks=12), crowded], [one, two], "finds room for 16 tasks")
     for engine, dropout in (("auto", 0.1), ("eager", 0.0)):
         assert_refused(
             [change(base, train__engine=engine, model__dropout=dropout)] * 2, [one, two], "one run at a time"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from modicl import load_run, presets
+from modicl import load_run, presets, train
 from modicl.config import UserError, replace_field
 from modicl.files import StorageError
 from modicl.sweep import worker
@@ -213,6 +213,10 @@ def test_a_full_disk_stops_the_sweep_and_is_no_failure_of_a_run(tmp_path, monkey
     assert sweep.state(first) == "pending"
 
 
+def read_files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
     sweep = make_sweep(tmp_path / "s", "task.n_tasks=4", train__steps=5)
     (name,) = sweep.cells
@@ -223,12 +227,20 @@ def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "_exit", leave)
-    keeper = Keeper()
-    with keeper.hold(sweep, [name], seconds=0.0):
-        other = sweep.take_lease(name)
-        assert other is not None
-        with pytest.raises(KeyboardInterrupt):
-            LeaseReporter(keeper).step(1)
+    keeper, others, files = Keeper(), [], {}
+
+    class Robbed(LeaseReporter):
+        def step(self, step):
+            if step == 3:
+                others.append(sweep.take_lease(name))
+                files.update(read_files(sweep.run_path(name)))
+
+    with keeper.hold(sweep, [name], seconds=0.0), pytest.raises(KeyboardInterrupt):
+        train(sweep.config(name), sweep.run_path(name), reporter=Robbed(keeper))
+    (other,) = others
+    assert other is not None
+    assert len(files) > 5
+    assert read_files(sweep.run_path(name)) == files
     assert codes == [LEASE_LOST]
     assert sweep.state(name) == "running"  # by the other
     other.release()

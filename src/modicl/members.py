@@ -33,6 +33,9 @@ class Reporter(Protocol):
     def step(self, step: int) -> None:
         """So many steps are done."""
 
+    def write(self) -> None:
+        """The run's folder is about to change; raises where it must not any more."""
+
     def line(self, line: Line) -> None:
         """A line was added to metrics.jsonl."""
 
@@ -47,6 +50,9 @@ class SilentReporter:
         """Nothing."""
 
     def step(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self) -> None:
         """Nothing."""
 
     def line(self, line: Line) -> None:
@@ -72,6 +78,7 @@ class Member:
         self.saved = checkpoint.step if checkpoint else -1  # step of the newest checkpoint
         self.losses: list[float] = checkpoint.meta["losses"] if checkpoint else []  # since the last log
         self.evaluations = [line for line in run.metrics if line["kind"] == "evaluation"] if checkpoint else []
+        self.best = self._find_best()  # step of the best evaluation, known at every step and found once for each
 
     def start(self) -> None:
         """Training begins."""
@@ -97,7 +104,7 @@ class Member:
     def is_save_due(self) -> bool:
         """Whether a checkpoint is to be written after this step; an evaluation can make it so."""
         due = self.done % self.config.train.save_every == 0 or self.done in self.kept
-        return due or self.done == self.find_best()
+        return due or self.done == self.best
 
     @property
     def is_anything_due(self) -> bool:
@@ -107,16 +114,16 @@ class Member:
     @property
     def is_over(self) -> bool:
         """Whether the last step is done, or patience has run out."""
-        best = self.find_best()
-        since = sum(1 for line in self.evaluations if best is not None and line["step"] > best)
-        return self._is_last or 0 < self.config.train.patience <= since
+        patience = self.config.train.patience
+        if self._is_last or patience == 0:
+            return self._is_last
+        return self.best is not None and sum(line["step"] > self.best for line in self.evaluations) >= patience
 
     @property
     def _is_last(self) -> bool:
         return self.done == self.config.train.steps
 
-    def find_best(self) -> int | None:
-        """The step of the best evaluation so far."""
+    def _find_best(self) -> int | None:
         metric = self.config.train.best_metric
         return pick_best(get_history(self.evaluations, metric), metric)
 
@@ -133,15 +140,16 @@ class Member:
             f"optim.lr or optim.clip=1 may keep it finite."
         )
 
-    def log(self) -> None:
-        """Write the mean of the losses since the last log."""
+    def log(self, together: int = 1) -> None:
+        """Write the mean of the losses since the last log, and this run's share of the time of `together` runs."""
         lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps)
         loss = math.fsum(self.losses) / len(self.losses)
         self.losses = []
         self._append({"step": self.done, "kind": "train", "loss": loss, "lr": lr})
         now = time.perf_counter()
-        timing = {"step": self.done, "seconds": round(now - self.clock, 3)}
+        timing = {"step": self.done, "seconds": round((now - self.clock) / together, 3)}
         self.clock = now
+        self.reporter.write()
         append_line(self.run.path / "timing.jsonl", format_line(timing))
 
     def add_scores(self, scores: dict[str, Scores]) -> None:
@@ -152,9 +160,11 @@ class Member:
                 self._give_up(f"The loss on {name} after step {self.done} is {score.loss.value}")
             line[name] = {measure: getattr(score, measure).value for measure in MEASURES} | {"n": score.loss.n}
         self.evaluations.append(line)
+        self.best = self._find_best()
         self._append(line)
 
     def _append(self, line: Line) -> None:
+        self.reporter.write()
         append_line(self.run.path / "metrics.jsonl", format_line(line))
         self.reporter.line(line)
 
@@ -168,22 +178,22 @@ class Member:
             "losses": self.losses,
             "optimizer": numbers,
         }
+        self.reporter.write()
         self.run.save_checkpoint(self.done, weights, tensors, meta)
         self.saved = self.done
-        best = self.find_best()
-        self.run.prune(self.kept | ({best} if best is not None else set()))
+        self.run.prune(self.kept | ({self.best} if self.best is not None else set()))
 
     def finish(self) -> None:
         """Write the summary: the run is over."""
-        best = self.find_best()
         by_step = {line["step"]: line for line in self.evaluations}
         summary = {
             "steps": self.done,
             "stopped_by": "steps" if self._is_last else "patience",
             "best_metric": self.config.train.best_metric,
-            "best": by_step[best] if best is not None else None,
+            "best": by_step[self.best] if self.best is not None else None,
             "last": self.evaluations[-1],
         }
+        self.reporter.write()
         write_json(self.run.path / SUMMARY, summary)
         self.reporter.finish(self.run, summary)
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from modicl.config import SETS
+from modicl.members import SilentReporter
 from modicl.runs import Line, Run
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -39,7 +40,7 @@ def track(items: Sequence[Item], what: str) -> Iterable[Item]:
             yield item
 
 
-class PlainReporter:
+class PlainReporter(SilentReporter):
     """One line an evaluation, for pipes, logs and notebooks."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -32,7 +32,7 @@ from modicl.environment import describe_environment, resolve_device, resolve_dty
 from modicl.files import explain_os_errors
 from modicl.members import DivergedError, Member, Reporter, SilentReporter
 from modicl.runs import Run, check_free_space, create_run, load_run
-from modicl.tasks import make_split
+from modicl.tasks import TaskSplit, make_split
 
 _ASK_EVERY = {"cpu": 1, "cuda": 16}
 """Steps after which a group agrees again whether to stop. For that its hosts wait for each other: seldom on CUDA, where
@@ -116,21 +116,23 @@ def train_pack(
     check_pack(configs, device)
     reporters = reporters or [SilentReporter() for _ in configs]
     there: dict[Path, Run] = {}
+    new: dict[Path, TaskSplit] = {}
     for config, folder in zip(configs, map(Path, folders), strict=True):
         if not (resume and (folder / "config.json").exists()):
             _check_place(folder, force=False)
+            new[folder] = make_split(config)
             continue
         there[folder] = load_run(folder)
         if there[folder].config != config:
             raise UserError(f"The run {folder} has another config than it is to go on with.")
-    new = [config for config, folder in zip(configs, map(Path, folders), strict=True) if folder not in there]
-    check_free_space(Path(folders[0]), sum(map(estimate_disk_use, new)))
+    disk_use = (estimate_disk_use(c) for c, folder in zip(configs, map(Path, folders), strict=True) if folder in new)
+    check_free_space(Path(folders[0]), sum(disk_use))
     outcome: dict[Path, Run | DivergedError] = dict(there)
     members = []
     with use_threads(configs[0].train.threads):
         for config, folder, reporter in zip(configs, map(Path, folders), reporters, strict=True):
-            if folder not in there:
-                members.append(_start(config, folder, False, device))
+            if folder in new:
+                members.append(_create(config, folder, new[folder], device))
             elif not there[folder].finished:
                 members.append(_resume(there[folder]))
             else:
@@ -161,11 +163,14 @@ def _start(config: RunConfig, folder: Path, force: bool, device: torch.device, g
     if folder.exists():
         with explain_os_errors(folder):
             shutil.rmtree(folder)
-    needed = estimate_disk_use(config)
-    check_free_space(folder, needed)
-    dtype = resolve_dtype(config.train.dtype, device)
-    run = create_run(folder, config, split, describe_environment(device, dtype) | {"processes": group.size})
-    messages = [*list_notes(config), f"Checkpoints will take at most {format_bytes(needed)}."]
+    check_free_space(folder, estimate_disk_use(config))
+    return _create(config, folder, split, device, group.size)
+
+
+def _create(config: RunConfig, folder: Path, split: TaskSplit, device: torch.device, processes: int = 1) -> Member:
+    environment = describe_environment(device, resolve_dtype(config.train.dtype, device))
+    run = create_run(folder, config, split, environment | {"processes": processes})
+    messages = [*list_notes(config), f"Checkpoints will take at most {format_bytes(estimate_disk_use(config))}."]
     return Member(run, split, messages)
 
 
@@ -248,7 +253,7 @@ class _Pack:
         evaluating = [i for i in self.rows if self.members[i].is_evaluation_due]
         self._add_losses(losses)
         for i in self._sound(logging):
-            self.members[i].log()
+            self.members[i].log(together=len(self.rows))
         self._evaluate(self._sound(evaluating))
         self._save([i for i in self._sound(self.rows) if self.members[i].is_save_due])
         self._retire()

@@ -31,8 +31,9 @@ class Timed:
 class Bench(Timed):
     """Time training steps of PRESET, with any setting changed; modicl bench packed: of many models at once."""
 
-    engines: Names = "auto"
-    """Engines to compare, with commas: plain (the full model in float32), eager, fast, compiled, graph, auto."""
+    engines: Names = ""
+    """Engines to compare, with commas: plain (the full model in float32), eager, fast, compiled, graph, auto; by
+    default the one of train.engine."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def run_bench(args: Bench | BenchPacked) -> int:
     check_config(args.config)
     packed = isinstance(args, BenchPacked)
     members = read_numbers("--members", args.members) if isinstance(args, BenchPacked) else [1]
-    engines = args.engines.split(",") if isinstance(args, Bench) else [args.config.train.engine]
+    named = args.engines.split(",") if isinstance(args, Bench) and args.engines else []
+    engines = named or [args.config.train.engine]
     machine = describe_machine(args.config)
     with show_progress("timing") as report:
         timings = time_engines(args.config, engines, members, args.steps, args.repeats, report)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SWEEP_FIGURES = ("phases", "transience", "slice")
 
 Field = Annotated[str, tyro.conf.arg(metavar="FIELD")]
+Settings = tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]]
 
 _USUAL_AXES = ("task.n_tasks", "task.alpha")
 
@@ -45,8 +46,8 @@ class SweepFigure:
     """Swept field upwards (phases, transience); by default task.alpha if it is swept, else the next that is."""
     by: Field = ""
     """A line for each value of this swept field (transience, slice)."""
-    at: Annotated[str, tyro.conf.arg(metavar="FIELD=VALUE,...")] = ""
-    """Only cells with these values: has to be given for swept fields that the figure does not show."""
+    at: Settings = ()
+    """Only cells with this value; has to be given for each swept field that the figure does not show."""
     threshold: float = 0.75
     """Last-shot accuracy from which a set is good (phases)."""
     column: Annotated[str, tyro.conf.arg(metavar="COLUMN")] = "best.ood_test.last_accuracy"
@@ -173,14 +174,16 @@ def _list_varying(rows: list[Row]) -> list[str]:
     return [field for field in list_fields(rows) if len({row[field] for row in rows}) > 1]
 
 
-def _read_at(text: str) -> dict[str, Any]:
+def _read_at(settings: tuple[str, ...]) -> dict[str, Any]:
     from modicl.sweep.rows import read_value
 
-    pairs = [word.partition("=") for word in text.split(",") if word]
-    for field, equals, value in pairs:
-        if not (field and equals and value):
-            raise UserError(f"--at is {text!r}; it takes fields and values, such as model.n_layers=4,task.p=29.")
-    return {field: read_value(value) for field, _, value in pairs}
+    values = {}
+    for text in settings:
+        field, _, value = text.partition("=")
+        if not (field and value):
+            raise UserError(f"--at is {text!r}; it takes a field and a value, such as model.n_layers=4.")
+        values[field] = read_value(value)
+    return values
 
 
 def _name_figure(args: SweepFigure) -> str:
@@ -191,6 +194,4 @@ def _name_figure(args: SweepFigure) -> str:
     parts += [f"{name}={value}" for name in ("x", "y", "by") if (value := getattr(args, name))]
     if args.what == "phases" and args.threshold != 0.75:
         parts.append(f"threshold={args.threshold:g}")
-    if args.at:
-        parts.append(args.at.replace(",", "_").replace("/", "-"))
-    return "_".join(parts)
+    return "_".join([*parts, *(text.replace("/", "-") for text in args.at)])

@@ -97,7 +97,7 @@ class Keeper(threading.Thread):
 
 
 class LeaseReporter(SilentReporter):
-    """Begins no step of a run whose lease has expired, before it is known to be still this process's."""
+    """Writes nothing to a run whose lease has expired, before it is known to be still this process's."""
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
@@ -108,8 +108,8 @@ class LeaseReporter(SilentReporter):
             _log(f"{run.path.name}: {message}")
         _log(f"{run.path.name}: from step {step}")
 
-    def step(self, step: int) -> None:
-        """So many steps are done."""
+    def write(self) -> None:
+        """The run's folder is about to change."""
         self.keeper.renew(0.0)
 
     def finish(self, run: Run, summary: dict[str, Any]) -> None:
