@@ -112,6 +112,23 @@ def test_phases_show_every_cell_of_both_checkpoints():
     assert_nothing_overlaps(figure)
 
 
+def test_a_point_that_the_sweep_has_not_is_white_and_an_unfinished_one_hatched():
+    rows = [row for row in make_uneven_rows() if (row[X], row[Y]) != (TASKS[0], ALPHAS[0])]
+    tables = make_both(rows)
+    assert np.argwhere(~np.array(tables[0]["in_sweep"])).tolist() == [[0, 0]]
+    transience = plot_transience(make_transience(rows, X, Y), as_map=True)
+    for figure, count in ((plot_phases(tables), 10), (transience, 3)):
+        maps = get_maps(figure)
+        assert len(maps) == count
+        for axes, mesh in maps:
+            assert np.argwhere(np.isnan(read_map(mesh))).tolist()[0] == [0, 0]
+            blank = axes.collections[-1]
+            assert np.argwhere(~np.isnan(read_map(blank))).tolist() == [[0, 0]]
+            assert to_hex(blank.cmap(0.0)) == "#ffffff"
+    labels = [text.get_text() for text in plot_phases(tables).legends[0].get_texts()]
+    assert labels[len(PHASES) : len(PHASES) + 2] == ["no finished run", "not in the sweep"]
+
+
 def test_the_colours_are_those_of_the_legend():
     figure = plot_phases(make_both(make_uneven_rows()))
     entries = zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)

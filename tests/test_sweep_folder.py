@@ -143,6 +143,14 @@ def test_extending_adds_values_axes_and_seeds_and_keeps_what_is_there(tmp_path):
     assert Sweep.load(sweep.path).axes == sweep.axes == [Axis.from_dict(axis.to_dict()) for axis in sweep.axes]
 
 
+def test_two_that_extend_one_sweep_both_do(tmp_path):
+    first = make_sweep(tmp_path / "s", "task.n_tasks=8")
+    second = Sweep.load(first.path)
+    first.extend(make_plan("task.n_tasks=12"))
+    assert [cell.name for cell in second.extend(make_plan("task.n_tasks=16"))] == ["n_tasks=16"]
+    assert [cell.changes["task.n_tasks"] for cell in Sweep.load(first.path).cells.values()] == [8, 12, 16]
+
+
 def test_what_was_left_out_stays_out_when_a_sweep_grows(tmp_path):
     sweep = make_sweep(tmp_path / "s", "task.n_tasks=8,9", skip_impossible=True, seeds=1)
     new = sweep.extend(make_plan("task.n_tasks=12"))

@@ -314,6 +314,14 @@ def test_a_dry_run_prints_the_schedule_and_starts_nothing(modicl, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_base_need_not_be_possible_where_its_cells_are(modicl, tmp_path):
+    words = ["sweep", "tiny", "--task.n-tasks", 99, "--folder", tmp_path, "--dry-run"]
+    assert modicl(*words, "--grid", "task.n_tasks=8,12")[0] == 0
+    code, _, err = modicl(*words, "--grid", "task.alpha=0.5")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "task.n_tasks is 99" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

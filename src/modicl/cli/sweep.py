@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from modicl.checks import check_config
 from modicl.cli.parsing import Config, parse, show_help, warn
 from modicl.config import RunConfig, UserError, suggest
 
@@ -184,7 +183,6 @@ def make_plan(args: Cells) -> Plan:
 def _start(preset: str, args: SweepStart) -> int:
     from modicl.sweep.folder import Sweep, define_sweep, read_definition
 
-    check_config(args.config)
     plan = make_plan(args)
     _read_resources(args)
     if args.dry_run:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.path import Path as MarkerPath
 
@@ -72,7 +72,7 @@ def label_values(values: Sequence[Any], is_log: bool) -> list[str]:
 def draw_map(
     axes: Axes, table: dict[str, Any], values: FloatArray, colours: str | Colormap, norm: Normalize
 ) -> QuadMesh:
-    """A map of values[y, x] over the `xs` and `ys` of a table; nan is hatched."""
+    """A map of values[y, x] over the `xs` and `ys` of a table; nan is hatched, or white where the sweep has no cell."""
     for axis, key in ((axes.xaxis, "x"), (axes.yaxis, "y")):
         places, is_log = place_values(table[f"{key}s"])
         axis.set_ticks(places.tolist(), label_values(table[f"{key}s"], is_log))
@@ -82,9 +82,12 @@ def draw_map(
     axes.tick_params(length=2)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    return axes.pcolormesh(
-        *edges, np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=0.4
-    )
+    values = np.ma.masked_invalid(values)
+    image = axes.pcolormesh(*edges, values, cmap=colours, norm=norm, edgecolors="white", linewidth=0.4)
+    if not np.all(table["in_sweep"]):
+        absent = np.ma.masked_where(table["in_sweep"], np.zeros(values.shape))
+        axes.pcolormesh(*edges, absent, cmap=ListedColormap(["white"]))
+    return image
 
 
 def write_numbers(figure: Figure, panels: Sequence[tuple[Axes, dict[str, Any], list[list[str]], Any]]) -> None:

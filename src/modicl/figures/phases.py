@@ -44,7 +44,7 @@ def plot_phases(tables: list[dict[str, Any]]) -> Figure:
     `tables` are of `modicl.sweep.phases.make_phases`: usually "best" and "last" of the same fields. Above, the accuracy
     at the last shot in per cent, the mean over seeds, where the number fits. Below, the phase of most seeds; a number
     such as 2/3 says that not all agree, and a star that as many are in a later phase. Hatched: no seed is finished; a
-    black corner: not all are.
+    black corner: not all are. White: the sweep has no such cell.
     """
     figure = make_figure(WIDE, 6.4)
     drawn: list[Axes] = []
@@ -113,9 +113,12 @@ def _list_marks(tables: list[dict[str, Any]]) -> list[Any]:
     """The legend: all phases, and those marks that the figure has."""
     cells = [cell for table in tables for row in table["cells"] for cell in row]
     marks: list[Any] = [Patch(facecolor=colour, label=name) for name, colour in PHASE_COLOURS.items()]
-    if None in cells:
+    present = [there for table in tables for line in table["in_sweep"] for there in line]
+    if any(there and cell is None for there, cell in zip(present, cells, strict=True)):
         hatched: dict[str, Any] = {"facecolor": "white", "edgecolor": HATCH_COLOUR, "hatch": HATCH, "linewidth": 0}
         marks.append(Patch(label="no finished run", **hatched))
+    if not all(present):
+        marks.append(Patch(label="not in the sweep", facecolor="white", edgecolor=HATCH_COLOUR))
     if any(any(row) for table in tables for row in _find_unfinished(table)):
         corner: dict[str, Any] = {"linestyle": "", "marker": CORNER, "ms": 7, "mfc": "black", "mec": "none"}
         marks.append(Line2D([], [], label="not all seeds finished", **corner))

@@ -27,7 +27,7 @@ def plot_transience(tables: dict[str, dict[str, Any]], as_map: bool = False, x_a
 
     `tables` are of `modicl.sweep.slices.make_transience`: means over seeds. Accuracy is at the last shot; maps have it
     in per cent. The step is left out where the peak is below the floor of the tables: "low" in a map. Hatched: no seed
-    is finished; a black corner: not all are.
+    is finished; a black corner: not all are. White: the sweep has no such cell.
     """
     if as_map:
         return _plot_maps(tables)

@@ -25,7 +25,7 @@ from typing import Any
 from modicl.config import ConfigError, RunConfig, UserError
 from modicl.files import DamagedError, explain_os_errors, format_json, read_json, write_and_sync, write_json
 from modicl.sweep.grid import CELL_NAME, Axis, Cell, Point, Skipped, check_axes, expand, make_points, merge_axes
-from modicl.sweep.leases import LEASE_SECONDS, Lease, is_live, take_lease
+from modicl.sweep.leases import LEASE_SECONDS, Lease, is_live, lock, take_lease
 
 SWEEP_VERSION = 1
 """Raised whenever an older modicl could misread a sweep written by this one."""
@@ -57,6 +57,9 @@ class Sweep:
     def __init__(self, path: Path | str) -> None:
         """Raises `UserError` if there is no sweep at `path`, `DamagedError` if its sweep.json cannot be read."""
         self.path = Path(path)
+        self._read()
+
+    def _read(self) -> None:
         file = self.path / "sweep.json"
         if not file.is_file():
             raise UserError(f"There is no sweep at {self.path}: it has no sweep.json.{_list_sweeps(self.path.parent)}")
@@ -103,6 +106,11 @@ class Sweep:
 
         The grid becomes that of all values, and every point, old or new, gets the seeds 0 to `plan.seeds` - 1.
         """
+        with lock(self.path / "leases"):
+            self._read()  # another process may have added cells meanwhile
+            return self._extend(plan)
+
+    def _extend(self, plan: Plan) -> list[Cell]:
         axes = merge_axes(self.axes, plan.axes)
         seeds = plan.seeds or max((cell.seed + 1 for cell in self.cells.values() if cell.seed is not None), default=0)
         check_axes(axes, seeds or None)

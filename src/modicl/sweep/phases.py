@@ -56,10 +56,11 @@ def _find_good(accuracies: dict[str, float], threshold: float) -> set[str]:
 def make_phases(rows: list[Row], x: str, y: str, threshold: float = THRESHOLD, which: Which = "best") -> dict[str, Any]:
     """The phase of every point of a sweep over the swept fields x and y, as plain values.
 
-    `which` is "best" (the early-stopped checkpoint) or "last". `cells[j][i]` is the point of `ys[j]` and `xs[i]`: None
-    where no seed is finished, else `phase` (of the most seeds), `share` (of the seeds in it), `tied` (another phase has
-    as many), `phases` (seeds by phase), `odd` (seeds whose good sets are odd), `seeds` (finished), `planned`, and
-    `accuracy` (the mean over seeds at the last shot, by set). Raises `UserError`.
+    `which` is "best" (the early-stopped checkpoint) or "last". `in_sweep[j][i]` is whether the sweep has the point of
+    `ys[j]` and `xs[i]`, which may be impossible. `cells[j][i]` is that point: None where no seed is finished, else
+    `phase` (of the most seeds), `share` (of the seeds in it), `tied` (another phase has as many), `phases` (seeds by
+    phase), `odd` (seeds whose good sets are odd), `seeds` (finished), `planned`, and `accuracy` (the mean over seeds at
+    the last shot, by set). Raises `UserError`.
     """
     if not 0 < threshold <= 1:
         raise UserError(f"The threshold is {threshold}; an accuracy to reach has to be over 0 and at most 1.")
@@ -69,7 +70,9 @@ def make_phases(rows: list[Row], x: str, y: str, threshold: float = THRESHOLD, w
     check_finished(rows)
     xs, ys = (sort_values(key[axis] for key in groups) for axis in (0, 1))
     cells = [[_summarize(groups.get((i, j), []), threshold, which) for i in xs] for j in ys]
-    return {"x": x, "y": y, "xs": xs, "ys": ys, "threshold": threshold, "which": which, "cells": cells}
+    in_sweep = [[(i, j) in groups for i in xs] for j in ys]
+    axes = {"x": x, "y": y, "xs": xs, "ys": ys, "in_sweep": in_sweep}
+    return {**axes, "threshold": threshold, "which": which, "cells": cells}
 
 
 def _summarize(rows: list[Row], threshold: float, which: Which) -> dict[str, Any] | None:

@@ -24,7 +24,8 @@ FLOOR = 0.2
 def make_slice(rows: list[Row], x: str, column: str, by: str = "", spread: Spread = "range") -> dict[str, Any]:
     """A column's mean over seeds at every value of x and, where given, of `by`, as plain values.
 
-    `points[j][i]` is that of `bys[j]` and `xs[i]`: None where no seed is finished, else `value`, `low` and `high` (None
+    `points[j][i]` is that of `bys[j]` and `xs[i]`, and `in_sweep[j][i]` whether the sweep has it: None where no seed is
+    finished, else `value`, `low` and `high` (None
     where no seed has a value), `n` (seeds with one), `without` (finished seeds without, as of a threshold never
     reached; the mean leaves them out) and `planned` (all seeds). `spread` is the range over seeds or Student's 95 %
     interval, which is infinite for one seed. Raises `UserError`.
@@ -40,8 +41,11 @@ def make_slice(rows: list[Row], x: str, column: str, by: str = "", spread: Sprea
     words = [row[column] for row in rows if row.get("state") == "finished" and isinstance(row[column], str)]
     if words:
         raise UserError(f"The column {column} holds words such as {words[0]!r}; a figure needs numbers.")
-    points = [[_summarize(groups.get((i, j) if by else (i,), []), column, spread) for i in xs] for j in bys]
-    return {"x": x, "by": by, "xs": xs, "bys": bys, "column": column, "spread": spread, "points": points}
+    keys = [[(i, j) if by else (i,) for i in xs] for j in bys]
+    points = [[_summarize(groups.get(key, []), column, spread) for key in line] for line in keys]
+    in_sweep = [[key in groups for key in line] for line in keys]
+    axes = {"x": x, "by": by, "xs": xs, "bys": bys, "in_sweep": in_sweep}
+    return {**axes, "column": column, "spread": spread, "points": points}
 
 
 def make_transience(rows: list[Row], x: str, by: str = "", spread: Spread = "range") -> dict[str, dict[str, Any]]:
