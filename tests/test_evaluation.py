@@ -12,7 +12,7 @@ from modicl import evaluation, presets
 from modicl.checks import check_config
 from modicl.config import SETS, RunConfig, replace_field
 from modicl.data import get_targets
-from modicl.evaluation import MONITOR, REPORT, count_report_sequences, evaluate
+from modicl.evaluation import MONITOR, REPORT, count_report_sequences, evaluate, report
 from modicl.model import GPT
 from modicl.predictors import ModelPredictor
 from modicl.tasks import make_split
@@ -133,6 +133,54 @@ def test_monitoring_takes_just_the_number_of_sequences_asked_for() -> None:
     sequences, counts = record(make_config(), 30, MONITOR)
     assert set(counts.values()) == {30}
     assert all(len(tokens_BT) == 30 for tokens_BT in sequences.values())
+
+
+def find_tasks(tokens_BT: torch.Tensor) -> set[tuple[int, int]]:
+    """The tasks mod 7 of sequences whose examples leave no other."""
+    found = set()
+    for row in tokens_BT.tolist():
+        examples = [row[i : i + 3] for i in range(0, len(row), 3)]
+        vectors = itertools.product(range(7), repeat=2)
+        (task,) = [(a, b) for a, b in vectors if all((a * x + b * y - z) % 7 == 0 for x, y, z in examples)]
+        found.add(task)
+    return found
+
+
+def test_one_half_of_the_ood_tasks_chooses_and_the_other_is_reported_beside_it() -> None:
+    config = make_config(data__n_examples=20)
+    split = make_split(config)
+    chosen, others = ({tuple(v) for v in half.tolist()} for half in split.halve_ood_tasks())
+    assert chosen | others == {tuple(v) for v in split.ood_tasks.tolist()}
+    assert (len(chosen), len(others)) == (21, 20)
+    sequences, _ = record(config, 300, MONITOR)
+    for name in ("ood_train", "ood_test"):
+        assert find_tasks(sequences[name]) == chosen
+    recorder = Recorder(torch.zeros(7), 2)
+    scores = report(recorder, config, split, 60)
+    assert list(scores) == [*SETS, "ood_train, other half", "ood_test, other half"]
+    counts = [score.loss.n for score in scores.values()]
+    for tokens_BT in torch.cat(recorder.seen).split(counts)[4:]:
+        assert find_tasks(tokens_BT) == others
+    # Halves of no pattern: neither the order of the tasks nor a coordinate tells them apart.
+    assert {a % 2 for a, _ in chosen} == {b % 2 for _, b in chosen} == {0, 1}
+
+
+def test_the_halves_do_not_depend_on_the_seeds() -> None:
+    config = make_config(task__p=11)
+    first, other = (make_split(c) for c in (config, replace_field(config, "seeds.tasks", 5)))
+    halves = [[{tuple(v) for v in half.tolist()} for half in split.halve_ood_tasks()] for split in (first, other)]
+    common = {tuple(v) for v in first.ood_tasks.tolist()} & {tuple(v) for v in other.ood_tasks.tolist()}
+    moved = sum((task in halves[0][0]) != (task in halves[1][0]) for task in common)
+    assert len(common) > 80
+    assert moved <= 8  # those about the middle: the halves are of those that there are
+
+
+def test_a_single_ood_task_has_no_other_half() -> None:
+    config = make_config(task__rule="random", task__n_tasks=48)
+    split = make_split(config)
+    assert [len(half) for half in split.halve_ood_tasks()] == [1, 0]
+    assert tuple(report(Recorder(torch.zeros(7), 2), config, split, 10)) == SETS
+    assert set(record(config, 10, MONITOR)[1]) == set(SETS)
 
 
 def test_contexts_of_monitoring_and_reporting_differ_and_both_repeat_themselves() -> None:

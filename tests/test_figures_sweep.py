@@ -123,6 +123,7 @@ def test_a_point_that_the_sweep_has_not_is_white_and_an_unfinished_one_hatched()
         for axes, mesh in maps:
             assert np.argwhere(np.isnan(read_map(mesh))).tolist()[0] == [0, 0]
             blank = axes.collections[-1]
+            assert isinstance(blank, QuadMesh)
             assert np.argwhere(~np.isnan(read_map(blank))).tolist() == [[0, 0]]
             assert to_hex(blank.cmap(0.0)) == "#ffffff"
     labels = [text.get_text() for text in plot_phases(tables).legends[0].get_texts()]

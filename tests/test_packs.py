@@ -19,6 +19,7 @@ from modicl.config import SETS, RunConfig, UserError
 from modicl.data import PackedSampler, Sampler, make_train_sampler
 from modicl.engine import make_engine
 from modicl.engine.base import Engine
+from modicl.environment import use_threads
 from modicl.members import DivergedError, Reporter, SilentReporter
 from modicl.randomness import Stream, as_key_tensor, draw_bits, draw_bits_at, make_key, make_keys
 from modicl.runs import SUMMARY, Run, read_lines
@@ -199,6 +200,20 @@ def test_the_eager_engine_and_the_fast_one_agree(name: str) -> None:
         assert mine.loss.value == pytest.approx(theirs.loss.value, abs=loss)
         assert mine.loss.n == theirs.loss.n
         assert mine.accuracy.value == pytest.approx(theirs.accuracy.value, abs=0.02)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_that_share_a_batch_make_the_same_steps_and_repeat_them(threads: int) -> None:
+    config = make_unlike("muon")[2]
+    assert config.data.batch_size % 5  # pieces of different sizes
+    alone = make_engines([config])[0]
+    with use_threads(threads):
+        shared, again = make_engines([config], [config])
+        losses = make_steps(shared, 30)[0]
+        assert make_steps(again, 30)[0] == losses
+    assert losses == pytest.approx(make_steps(alone, 30)[0], rel=1e-5)
+    assert 0 < measure_difference(shared.get_state(0)[0], alone.get_state(0)[0]) < 1e-4
+    assert measure_difference(shared.get_state(0)[0], again.get_state(0)[0]) == 0
 
 
 def flatten_weights(engine: Engine) -> Tensor:

@@ -7,7 +7,8 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,10 +21,18 @@ from modicl.tasks import TaskSplit
 
 MONITOR, REPORT = 0, 1
 """Contexts of the evaluations during training, and of those that are reported: never the same, so that a checkpoint
-chosen on the first is not flattered by the second."""
+chosen on the first is not flattered by the second. The first are of one half of the o.o.d. tasks alone, too."""
+
+OTHER_HALF = ", other half"
+"""What the name of an o.o.d. set ends in where its tasks are those on which nothing was chosen."""
 
 _CHUNK_TOKENS = 2**16
 """Tokens a forward pass takes at once: enough to fill a GPU, within a laptop's memory."""
+
+
+def keep_choosing_tasks(split: TaskSplit) -> TaskSplit:
+    """The split without the half of the o.o.d. tasks that chooses nothing."""
+    return replace(split, ood_tasks=split.halve_ood_tasks()[0])
 
 
 def count_report_sequences(n_tasks: int, at_least: int) -> int:
@@ -41,8 +50,10 @@ def iterate_chunks(
 ) -> Iterator[Tensor]:
     """The sequences that score one of the four sets, a forward pass's worth of tokens (B, T) at a time.
 
-    `contexts` is REPORT (at least n_sequences in all, every task of the set equally often) or MONITOR (n_sequences).
+    `contexts` is REPORT (at least n_sequences in all, every task of the set equally often) or MONITOR (n_sequences, of
+    the tasks that may choose a checkpoint).
     """
+    split = keep_choosing_tasks(split) if contexts == MONITOR else split
     n_tasks = len(split.get(name)[0])
     count = count_report_sequences(n_tasks, n_sequences) if contexts == REPORT else n_sequences
     tokens_BT = make_evaluation_sampler(config, split, name, count, contexts, device).batch(0)
@@ -56,15 +67,36 @@ def evaluate(
     n_sequences: int = 4096,
     device: torch.device | str = "cpu",
     contexts: int = REPORT,
+    names: Sequence[str] = SETS,
 ) -> dict[str, Scores]:
-    """Scores on each of the four sets, on the sequences of `iterate_chunks`.
+    """Scores on each of the four sets, or those of `names`, on the sequences of `iterate_chunks`.
 
     Of numbers that are equally likely the smallest counts as the answer; `modicl.comparison` tosses for exact learners.
     """
     scores = {}
-    for name in SETS:
+    for name in names:
         tally = Tally()
         for tokens_BT in iterate_chunks(config, split, name, n_sequences, device, contexts):
             tally.add(predictor.logits(tokens_BT), get_targets(tokens_BT, split.n_vars))
         scores[name] = tally.score()
     return scores
+
+
+def report(
+    predictor: Predictor,
+    config: RunConfig,
+    split: TaskSplit,
+    n_sequences: int = 4096,
+    device: torch.device | str = "cpu",
+) -> dict[str, Scores]:
+    """Scores on the four sets, and on `ood_train` and `ood_test` on those tasks alone that chose no checkpoint.
+
+    The names of the last two end in `OTHER_HALF`; they are left out where there is but one o.o.d. task.
+    """
+    scores = evaluate(predictor, config, split, n_sequences, device)
+    others = replace(split, ood_tasks=split.halve_ood_tasks()[1])
+    if not len(others.ood_tasks):
+        return scores
+    names = [name for name in SETS if name.startswith("ood_")]
+    halves = evaluate(predictor, config, others, n_sequences, device, names=names)
+    return scores | {name + OTHER_HALF: score for name, score in halves.items()}

@@ -45,6 +45,7 @@ class Stream(enum.IntEnum):
     SPECTRA_NULL = 17
     SIMILARITY_NULL = 18
     PROBES = 19  # a probe's contexts, which tasks it is fitted on, and its shuffled labels
+    HALVES = 20  # which o.o.d. tasks may choose a checkpoint
 
 
 def _mix(value: int) -> int:

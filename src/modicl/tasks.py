@@ -7,6 +7,7 @@ all others (out of distribution), the training inputs and the held-out ones; the
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,16 @@ class TaskSplit:
         tasks = self.pretrain_tasks if name.startswith("id_") else self.ood_tasks
         inputs = self.train_inputs if name.endswith("_train") else self.test_inputs
         return tasks, inputs
+
+    def halve_ood_tasks(self) -> tuple[IntArray, IntArray]:
+        """The o.o.d. tasks that may choose a checkpoint, and the others, on which nothing was chosen.
+
+        As many of each, or one more of the first; which is which is drawn once and for all, by no seed of the run.
+        """
+        order = draw_permutations(make_key(0, 0, Stream.HALVES), 1, self.p**self.n_vars)[0].numpy()
+        shuffled = self.ood_tasks[np.argsort(order[index_vectors(self.ood_tasks, self.p)])]
+        first = math.ceil(len(shuffled) / 2)
+        return shuffled[:first], shuffled[first:]
 
     def pick_typical_task(self) -> IntArray:
         """The first o.o.d. task without a zero, which would ignore a variable, or the first one if there is none."""

@@ -16,7 +16,9 @@ from modicl.cli.analyze import Analyze, run_analyze
 from modicl.cli.bench import Bench, read_bench, run_bench
 from modicl.cli.evaluate import Corrupt, Evaluate, run_corrupt, run_evaluate
 from modicl.cli.figure import Figure, read_figure, run_figure
+from modicl.cli.models import Models, read_models, run_models
 from modicl.cli.parsing import parse
+from modicl.cli.replicate import Replicate, run_replicate
 from modicl.cli.sweep import SweepStart, read_sweep, run_sweep_command
 from modicl.cli.train import Presets, Train, run_presets, run_train
 from modicl.config import UserError, suggest
@@ -49,6 +51,8 @@ def run_command(argv: list[str]) -> int:
         "corrupt": (Corrupt, run_corrupt),
         "analyze": (Analyze, run_analyze),
         "figure": (Figure, run_figure),
+        "replicate": (Replicate, run_replicate),
+        "models": (Models, run_models),
         "bench": (Bench, run_bench),
         "presets": (Presets, run_presets),
     }
@@ -67,6 +71,7 @@ def run_command(argv: list[str]) -> int:
         SweepStart: read_sweep,
         Bench: read_bench,
         Figure: read_figure,
+        Models: read_models,
     }
     return run(readers[kind](rest) if kind in readers else parse(kind, rest, f"modicl {name}"))
 

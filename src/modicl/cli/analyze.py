@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
+from modicl.cli.parsing import Names, Numbers, RunFolder, Which, open_run, read_numbers, warn
 from modicl.config import SETS, UserError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Analyze:
     """
 
     run: RunFolder
-    """The run's folder."""
+    """The run's folder, or model:NAME for one of modicl models."""
     checkpoint: Which = "latest"
     """Which checkpoint."""
     what: Names = "all"
@@ -70,7 +70,6 @@ def run_analyze(args: Analyze) -> int:
     from modicl.analysis import ANALYSES, check_names, describe
     from modicl.figures.style import save_figure
     from modicl.progress import track
-    from modicl.runs import load_run
 
     names = list(ANALYSES) if args.what == "all" else args.what.split(",")
     check_names(names)
@@ -78,7 +77,7 @@ def run_analyze(args: Analyze) -> int:
         raise UserError(f"There is no set {args.set!r}; the four sets are {', '.join(SETS)}.")
     if args.sequences < 2:
         raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
-    run = load_run(args.run)
+    run = open_run(args.run)
     if args.over_training:
         return follow(args, run, names)
     checkpoint = run.load(args.checkpoint, warn)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from modicl.checks import check_config
-from modicl.cli.parsing import Names, Numbers, RunFolder, Which, read_numbers, warn
+from modicl.cli.parsing import Names, Numbers, RunFolder, Which, open_run, read_numbers, warn
 from modicl.config import RunConfig, UserError, replace_field
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Evaluate:
     """
 
     run: RunFolder
-    """The run's folder."""
+    """The run's folder, or model:NAME for one of modicl models."""
     checkpoint: Which = "latest"
     """Which checkpoint."""
     against: Names = ""
@@ -54,7 +54,7 @@ class Corrupt:
     """
 
     run: RunFolder
-    """The run's folder."""
+    """The run's folder, or model:NAME for one of modicl models."""
     checkpoint: Which = "latest"
     """Which checkpoint."""
     wrong: Numbers = ""
@@ -73,15 +73,14 @@ def run_evaluate(args: Evaluate) -> int:
     """modicl evaluate."""
     from modicl.cli.tables import print_comparison, print_course, print_scores
     from modicl.environment import resolve_device
-    from modicl.evaluation import evaluate
+    from modicl.evaluation import report
     from modicl.predictors import ModelPredictor
-    from modicl.runs import load_run
 
     if args.sequences < 2:
         raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
     if args.over_training and not args.against:
         raise UserError("--over-training compares with learners: name them with --against, such as --against all.")
-    run = load_run(args.run)
+    run = open_run(args.run)
     device = resolve_device(args.device)
     ending = f"_examples_{args.examples}" if args.examples else ""
     if args.over_training:
@@ -95,7 +94,7 @@ def run_evaluate(args: Evaluate) -> int:
     table = {"run": run.path.name, "step": checkpoint.step, "n_examples": config.data.n_examples}
     options = f"--checkpoint {checkpoint.step}" + (f" --examples {args.examples}" if args.examples else "")
     if not args.against:
-        scores = evaluate(predictor, config, checkpoint.split, args.sequences, device)
+        scores = report(predictor, config, checkpoint.split, args.sequences, device)
         table |= {name: score.to_dict() for name, score in scores.items()}
         file = run.save_evaluation(f"step_{checkpoint.step}{ending}", table)
         hint = f"By shot in {file}; draw it with: modicl figure shots {run.path} {options}"
@@ -160,11 +159,10 @@ def run_corrupt(args: Corrupt) -> int:
     from modicl.environment import resolve_device
     from modicl.predictors import ModelPredictor
     from modicl.progress import show_progress
-    from modicl.runs import load_run
 
     if args.sequences < 2:
         raise UserError(f"--sequences is {args.sequences}; an interval needs at least 2.")
-    run = load_run(args.run)
+    run = open_run(args.run)
     device = resolve_device(args.device)
     checkpoint = run.load(args.checkpoint, warn)
     context = checkpoint.config.data.n_examples - 1

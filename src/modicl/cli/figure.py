@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from modicl.cli.parsing import Numbers, RunFolder, Which, parse, read_numbers, warn
+from modicl.cli.parsing import Numbers, RunFolder, Which, open_run, parse, read_numbers, warn
 from modicl.cli.sweep_figure import SWEEP_FIGURES, SweepFigure, run_sweep_figure
 from modicl.config import UserError
 
@@ -44,7 +44,7 @@ class Figure:
     ]
     """Which figure."""
     run: RunFolder
-    """The run's folder."""
+    """The run's folder, or model:NAME for one of modicl models."""
     axis: Literal["log", "linear"] = "linear"
     """Axis of the steps (curves)."""
     checkpoint: Which = "latest"
@@ -77,9 +77,8 @@ def run_figure(args: Figure | SweepFigure) -> int:
     if isinstance(args, SweepFigure):
         return run_sweep_figure(args)
     from modicl.figures.style import save_figure
-    from modicl.runs import load_run
 
-    run = load_run(args.run)
+    run = open_run(args.run)
     draw: dict[str, Callable[[Figure, Run], tuple[str, matplotlib.figure.Figure]]] = {
         "curves": draw_curves,
         "shots": draw_shots,

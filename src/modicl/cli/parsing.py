@@ -7,17 +7,23 @@ import dataclasses
 import io
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from modicl.config import RunConfig, UserError, suggest
+
+if TYPE_CHECKING:
+    from modicl.runs import Run
 
 Which = Annotated[str, tyro.conf.arg(metavar="latest|best|STEP")]
 Config = Annotated[RunConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Names = Annotated[str, tyro.conf.arg(metavar="NAME,NAME...")]
 Numbers = Annotated[str, tyro.conf.arg(metavar="N,N...")]
+
+_MODEL = "model:"
+"""What a released model's name has before it where it stands for a run's folder."""
 
 
 def parse(kind: type, argv: list[str], prog: str, default: Any = None) -> Any:
@@ -80,6 +86,26 @@ def read_numbers(option: str, text: str) -> list[int]:
         raise UserError(
             f"{option} is {text!r}; it takes whole numbers with commas between them, such as 1,2,13."
         ) from None
+
+
+def open_run(path: Path) -> Run:
+    """The run in a folder, or that of a released model, model:NAME, which is copied to models/NAME first."""
+    from modicl.release import open_model
+    from modicl.runs import load_run
+
+    if not is_model(path):
+        return load_run(path)
+    name = str(path).removeprefix(_MODEL)
+    if not name:
+        raise UserError(f"{path} lacks the name of a model after it; modicl models lists those that there are.")
+    run = open_model(name)
+    warn(f"{path} is read from its copy {run.path}, where tables and figures are kept.")
+    return run
+
+
+def is_model(path: Path) -> bool:
+    """Whether these words for a run's folder name a released model."""
+    return str(path).startswith(_MODEL)
 
 
 def warn(message: str) -> None:

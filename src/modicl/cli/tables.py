@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modicl.config import MEASURES, SETS
+from modicl.cost import format_bytes
 
 _SHOTS = (0, 1, 2, 3, 5, 8, 13, 21, 31, 63, 127)
 
@@ -20,8 +21,9 @@ def print_scores(table: dict[str, Any]) -> None:
 
     title = f"{table['run']} at step {table['step']}, {table['n_examples']} examples, 95 % intervals"
     grid = _make_grid(title, ["sequences", "loss (nats)", "accuracy", "loss at last shot", "accuracy at last shot"])
-    for name in SETS:
-        row = table[name]
+    for name, row in table.items():
+        if not name.startswith(SETS):  # run, step and the like; o.o.d. sets have a half by itself beside them
+            continue
         grid.add_row(name, str(row["loss"]["n"]), *(show(row[measure]) for measure in MEASURES))
     _print(grid)
 
@@ -135,6 +137,17 @@ def print_corruption(table: dict[str, Any]) -> None:
                 grid.add_row(label.format(value), f"{own['value']:.3f}", interval, f"{ideal['value']:.3f}")
         _print(grid)
         print()
+
+
+def print_models(rows: list[dict[str, Any]]) -> None:
+    """The table of `modicl models`."""
+    grid = _make_grid("Accuracy at the last shot", ["p", "tasks", "alpha", "depth", "width", *SETS, "phase", "size"])
+    for row in rows:
+        shape = (str(row[key]) for key in ("p", "n_tasks", "alpha", "n_layers", "d_model"))
+        scores = (f"{row['accuracy'][name]:.3f}" for name in SETS)
+        grid.add_row(row["name"], *shape, *scores, row["phase"], format_bytes(row["bytes"]))
+    _print(grid)
+    print("modicl models NAME prints a model's card; a command that takes a RUN takes model:NAME too.")
 
 
 def _pick_shots(n_examples: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from modicl.cli.parsing import Config, parse, show_help
+from modicl.cli.parsing import Config, is_model, parse, show_help
 from modicl.config import RunConfig, UserError
 from modicl.distributed import Group, join_group
 
@@ -86,6 +86,10 @@ def _train(preset: str | None, args: Train, group: Group) -> int:
         raise UserError(f"--resume goes on with a run under its own config: leave out the preset {preset}.")
     if args.resume is not None and args.force:
         raise UserError("--resume goes on with a run and --force deletes it: give one of them.")
+    if args.resume is not None and is_model(args.resume):
+        raise UserError(
+            f"{args.resume} is a released model, which has no optimizer state to go on from: train its config anew."
+        )
     console = Console(highlight=False, soft_wrap=True)
     reporter = LiveReporter(Console(highlight=False)) if console.is_terminal else PlainReporter(console)
     try:

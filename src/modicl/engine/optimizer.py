@@ -30,7 +30,9 @@ _STATE = {
 """What each optimizer remembers of a weight."""
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration (Jordan et al., 2024), those of torch.optim.Muon."""
+"""Coefficients of the quintic iteration (Jordan et al., 2024), those of torch.optim.Muon; and so is how often."""
+
+_NEWTON_SCHULZ_STEPS = 5
 
 _PIECE = 2**16
 """Weights updated at a time on a CPU: few enough to stay in its cache from one operation to the next."""
@@ -225,7 +227,7 @@ class PackedOptimizer:
         return values[index] if self.packed else values
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Nearly the nearest orthogonal matrix to each of (..., rows, columns), by Newton-Schulz iteration.
 
     Singular values end between 0.5 and 1.5, as in Muon; in bfloat16 where the hardware has it.
@@ -234,7 +236,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).flatten(0, -3).to(resolve_dtype("auto", matrices.device))
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     x = x.unflatten(0, matrices.shape[:-2])

@@ -9,7 +9,9 @@ Shape legend: N rows (packed models), B sequences, S examples, T tokens, V vocab
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from modicl.engine.base import Engine
 from modicl.engine.forward import Shape, Weights, forward, make_shape
 from modicl.engine.optimizer import PackedOptimizer
 from modicl.environment import resolve_dtype
-from modicl.evaluation import MONITOR
+from modicl.evaluation import MONITOR, keep_choosing_tasks
 from modicl.metrics import Scores, Tally
 from modicl.optim import Numbers, get_learning_rate
 from modicl.tasks import TaskSplit
@@ -87,19 +89,34 @@ class PackedEngine:
         self.losses: list[list[float]] = [[] for _ in configs]
         self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False) if kind == "compiled" else None
         self.graph: torch.cuda.CUDAGraph | None = None
+        # A small model's operations are too short to be divided among cores one by one, so each has its sequences.
+        self.n_pieces = torch.get_num_threads() if device.type == "cpu" and kind == "fast" and not self.packed else 1
+        self.pool = ThreadPoolExecutor(self.n_pieces, initializer=torch.set_num_threads, initargs=(1,))
 
     def _update(self) -> None:
         """One step of every row, on the device alone."""
         tokens_NBT = self.sampler.batch(self.step_N)
         part_NBT = tokens_NBT[:, self.group.take_part(tokens_NBT.shape[1])]
         tokens = part_NBT if self.packed else part_NBT[0]
-        losses_N = (self.compiled or measure_losses)(self.optimizer.weights, tokens, self.shape, self.dtype)
-        losses_N = losses_N * (part_NBT.shape[1] / tokens_NBT.shape[1])  # this process's part of the batch's mean
-        weights = [self.optimizer.weights[name] for name in self.optimizer.names]
-        self.optimizer.step(torch.autograd.grad(losses_N.sum(), weights))
-        self.held_WN.index_copy_(0, self.place_1, losses_N.detach()[None])
+        pieces = tokens.tensor_split(min(self.n_pieces, len(tokens))) if self.n_pieces > 1 else [tokens]
+        if len(pieces) == 1:
+            losses_N, gradients = self._differentiate(tokens, tokens_NBT.shape[1])
+        else:
+            # In the order of the pieces, whichever is first, so that a run repeats.
+            parts = list(self.pool.map(self._differentiate, pieces, itertools.repeat(tokens_NBT.shape[1])))
+            losses_N = torch.stack([loss_N for loss_N, _ in parts]).sum(0)
+            gradients = tuple(torch.stack(part).sum(0) for part in zip(*(each for _, each in parts), strict=True))
+        self.optimizer.step(gradients)
+        self.held_WN.index_copy_(0, self.place_1, losses_N[None])
         self.place_1 += 1
         self.step_N += 1
+
+    def _differentiate(self, tokens: Tensor, n_sequences: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What these sequences add to the mean loss (N,) of a batch of n_sequences, and to its gradients."""
+        losses_N = (self.compiled or measure_losses)(self.optimizer.weights, tokens, self.shape, self.dtype)
+        losses_N = losses_N * (tokens.shape[-2] / n_sequences)
+        weights = [self.optimizer.weights[name] for name in self.optimizer.names]
+        return losses_N.detach(), torch.autograd.grad(losses_N.sum(), weights)
 
     def step(self) -> None:
         """Make one more update of every row. Losses stay on the device."""
@@ -175,9 +192,9 @@ class PackedEngine:
         """Tokens (N, B, T) of one of the four sets, the same every time."""
         samplers = []
         for row in rows:
-            config = self.configs[row]
+            config, split = self.configs[row], keep_choosing_tasks(self.splits[row])
             n = config.train.eval_sequences
-            samplers.append(make_evaluation_sampler(config, self.splits[row], name, n, MONITOR, self.device))
+            samplers.append(make_evaluation_sampler(config, split, name, n, MONITOR, self.device))
         return PackedSampler(samplers).batch(torch.zeros(len(rows), dtype=torch.int64, device=self.device))
 
     def _predict(self, weights: Weights, tokens: Tensor) -> Tensor:

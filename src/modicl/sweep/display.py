@@ -35,6 +35,10 @@ class PlainWatcher:
 
     def update(self, states: Mapping[str, str]) -> None:
         """The state of every cell, now."""
+        if states != self.states:  # else there is nothing to say, and the files of runs need not be read
+            self._note(states)
+
+    def _note(self, states: Mapping[str, str]) -> None:
         before, self.states = self.states, dict(states)
         self._count_steps(before)
         for name, state in states.items() if before else ():
@@ -84,7 +88,7 @@ class LiveWatcher(PlainWatcher):
     def update(self, states: Mapping[str, str]) -> None:
         """The state of every cell, now."""
         if time.monotonic() - self.looked > 1 or states != self.states:
-            super().update(states)
+            self._note(states)
             running = [name for name, state in states.items() if state == "running"][:_SHOWN]
             self.newest = {name: find_evaluation(self.sweep, name) for name in running}
             self.looked = time.monotonic()
