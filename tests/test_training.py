@@ -115,6 +115,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, name):
     assert read_result(tmp_path / "cut") == read_result(whole.path)
 
 
+def test_checkpoints_without_optimizer_state_are_kept_and_not_gone_on_from(tmp_path):
+    with pytest.raises(InterruptedRun):
+        train(presets.tiny(), tmp_path / "x", reporter=StopAt(7))
+    for file in tmp_path.glob("x/checkpoints/*/optimizer.safetensors"):
+        file.unlink()
+    steps = load_run(tmp_path / "x").steps
+    with pytest.raises(UserError, match=r"No checkpoint of .* has optimizer\.safetensors"):
+        train(folder=tmp_path / "x", resume=True)
+    assert load_run(tmp_path / "x").steps == steps
+
+
 def test_ctrl_c_in_the_command_saves_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "modicl", "train", "tiny", "--train.steps=100000", "--folder", str(tmp_path)]
     process = subprocess.Popen([*command, "--name=x"], stdout=subprocess.PIPE, text=True)

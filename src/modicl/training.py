@@ -31,7 +31,7 @@ from modicl.engine.base import Engine, check_pack
 from modicl.environment import describe_environment, resolve_device, resolve_dtype, use_threads
 from modicl.files import explain_os_errors
 from modicl.members import DivergedError, Member, Reporter, SilentReporter
-from modicl.runs import Run, check_free_space, create_run, load_run
+from modicl.runs import OPTIMIZER, Run, check_free_space, create_run, load_run
 from modicl.tasks import TaskSplit, make_split
 
 _ASK_EVERY = {"cpu": 1, "cuda": 16}
@@ -180,6 +180,8 @@ def _resume(run: Run) -> Member:
     checkpoint, damage = run.load_latest(resumable=True)
     if checkpoint is None and damage:
         raise UserError(f"{damage[0]} No older checkpoint can be resumed, so the run has to start over (--force).")
+    if checkpoint is None and run.steps:
+        raise UserError(f"No checkpoint of {run.path} has {OPTIMIZER}, so the run has to start over (--force).")
     if checkpoint is not None and checkpoint.config != run.config:
         raise UserError(
             f"{run.path / 'config.json'} is not the config of {checkpoint.path}: put it back, or start a new run."

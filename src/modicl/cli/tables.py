@@ -20,7 +20,7 @@ def print_scores(table: dict[str, Any]) -> None:
         return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
     title = f"{table['run']} at step {table['step']}, {table['n_examples']} examples, 95 % intervals"
-    grid = _make_grid(title, ["sequences", "loss (nats)", "accuracy", "loss at last shot", "accuracy at last shot"])
+    grid = _make_grid(title, ["n", "loss (nats)", "accuracy", "loss at last shot", "accuracy at last shot"])
     for name, row in table.items():
         if not name.startswith(SETS):  # run, step and the like; o.o.d. sets have a half by itself beside them
             continue

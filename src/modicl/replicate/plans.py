@@ -10,7 +10,8 @@ from modicl.replicate.stages import Stage
 
 SMALL_BASE = (
     "laptop --task.p 7 --task.n-tasks 36 --data.n-examples 20 --data.batch-size 80 --optim.weight-decay 2 "
-    "--train.steps 2600 --data.stages 100 3 0 500 1 0.95 900 2 0.7 1400 4 0.5"
+    "--optim.final-factor 0.1 --seeds.weights 1 --train.threads 1 --train.steps 2600 "
+    "--data.stages 100 3 0 500 1 0.95 900 2 0.7 1400 4 0.5"
 )
 """The small model of the sweeps over tasks: four minutes on one core (records/2026-11-21_phases-p7)."""
 
@@ -92,7 +93,7 @@ _LAPTOP_INSIDE = (Model("depth 2", "runs/laptop", "paper_analysis_d2"),)
 _DEPTHS = tuple(Model(f"depth {n}", f"runs/paper_d{n}", f"paper_d{n}") for n in (2, 4, 6))
 _INSIDE = tuple(Model(f"depth {n}", f"runs/paper_analysis_d{n}", f"paper_analysis_d{n}") for n in (2, 4))
 
-_LAPTOP_COST = "a run of 11 minutes on one core, shared"
+_LAPTOP_COST = "a run of 7 minutes on two cores, shared"
 _DEPTHS_COST = "3 runs of one to some hours on a GPU, shared"
 _INSIDE_COST = "2 runs of one or two hours on a GPU, shared"
 

@@ -15,7 +15,7 @@ from modicl.engine.base import find_difference
 from modicl.files import StorageError
 from modicl.sweep.executors import MAX_DEATHS, Ended, Executor
 from modicl.sweep.folder import Sweep
-from modicl.sweep.worker import DISK_FULL
+from modicl.sweep.worker import DISK_FULL, is_settled
 from modicl.training import catch_signals
 
 _LOOK_EVERY = 0.1  # seconds
@@ -123,7 +123,7 @@ class _Driver:
         lease = self.sweep.take_lease(name)
         if lease is None:
             return  # another driver tries it
-        if self.sweep.state(name) != "finished" and not self.sweep.has_failed(name):
+        if not is_settled(self.sweep, name):
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             self.sweep.record_failure(name, f"Its worker {how}, the last of {MAX_DEATHS}: see worker.log.")
         lease.release()
