@@ -277,7 +277,7 @@ def test_a_finished_run_under_torchrun_is_one_sentence(trained, tmp_path):
         assert process.wait(SECONDS) != 0
     text = (tmp_path / "output").read_text()
     assert text.count("is finished; there is nothing to resume") == 1
-    assert text.count("exitcode  : 2") == 2
+    assert "exitcode  : 2" in text  # of both, unless torchrun kills the second before it has ended by itself
 
 
 def test_a_killed_process_leaves_nobody_waiting_and_the_run_goes_on(tmp_path):

@@ -21,6 +21,7 @@ from modicl.sweep import worker
 from modicl.sweep.driver import run_sweep
 from modicl.sweep.executors import Ended, LocalExecutor, Resources
 from modicl.sweep.folder import Sweep
+from modicl.sweep.leases import Lease
 from modicl.sweep.placement import make_executor
 from modicl.sweep.worker import DISK_FULL, LEASE_LOST, Keeper, LeaseReporter, run_cells
 from tests.whole_sweeps import (
@@ -215,6 +216,27 @@ def test_a_full_disk_stops_the_sweep_and_is_no_failure_of_a_run(tmp_path, monkey
 
 def read_files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_worker_that_cannot_renew_an_expired_lease_writes_nothing_more(tmp_path, monkeypatch):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=4")
+    (name,) = sweep.cells
+
+    def leave(code):
+        raise KeyboardInterrupt
+
+    def fail(self):
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(Lease, "renew", fail)
+    keeper = Keeper()
+    with keeper.hold(sweep, [name]):
+        LeaseReporter(keeper).write()
+        keeper.renew(2.0)  # fails, and there is time to try again
+        keeper.leases[name].expires = time.time()
+        with pytest.raises(KeyboardInterrupt):
+            LeaseReporter(keeper).write()
 
 
 def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):

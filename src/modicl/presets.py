@@ -51,8 +51,8 @@ def tiny() -> RunConfig:
 def laptop() -> RunConfig:
     """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 11, width 64, 28 examples.
 
-    Seven minutes on two cores in float32. At the last shot, 0.94 on training inputs and 0.87 on held-out ones, known
-    tasks and new ones alike. Other seeds or last digits can end lower: records/2026-11-21_laptop-annealed.
+    Seven to ten minutes on two cores in float32. At the last shot, 0.94 on training inputs and 0.87 on held-out ones,
+    known tasks and new ones alike. Other seeds or last digits can end lower: records/2026-11-21_laptop-annealed.
     """
     return RunConfig(
         task=TaskConfig(p=11, n_tasks=88),

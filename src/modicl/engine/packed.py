@@ -35,6 +35,9 @@ _HELD = 256
 _EVALUATION_TOKENS = {"cpu": 2**16, "cuda": 2**20}
 """Tokens that an evaluation's forward pass takes at once: enough to fill the device, within its memory."""
 
+_SHARED_WIDTH = 128
+"""Widest model of which each CPU thread takes its own sequences: as far as was measured (benchmarks/threads.py)."""
+
 _WARM_UP_STEPS = 3
 """Steps before a graph is captured, in which libraries choose and load their kernels."""
 
@@ -90,7 +93,8 @@ class PackedEngine:
         self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False) if kind == "compiled" else None
         self.graph: torch.cuda.CUDAGraph | None = None
         # A small model's operations are too short to be divided among cores one by one, so each has its sequences.
-        self.n_pieces = torch.get_num_threads() if device.type == "cpu" and kind == "fast" and not self.packed else 1
+        shares = device.type == "cpu" and kind == "fast" and not self.packed and first.model.d_model <= _SHARED_WIDTH
+        self.n_pieces = torch.get_num_threads() if shares else 1
         self.pool = ThreadPoolExecutor(self.n_pieces, initializer=torch.set_num_threads, initargs=(1,))
 
     def _update(self) -> None:

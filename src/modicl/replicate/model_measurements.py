@@ -60,10 +60,10 @@ def measure_grids(place: Place) -> Report:
     """What the model and Ratio Matching answer of all inputs after one context."""
     report = Report()
     for model in place.plan.models:
-        tables = {
-            name: place.read_table(model, "evaluations", f"kshot_step_{{step}}_task_*_against_{name}")
-            for name in ("ratio", "regression")
-        }
+        ratio = place.read_table(model, "evaluations", "kshot_step_{step}_task_*_against_ratio")
+        task = "_".join(map(str, dig(ratio, "tasks", 0) or "*"))  # of the same task, if grids of several are there
+        regression = place.read_table(model, "evaluations", f"kshot_step_{{step}}_task_{task}_against_regression")
+        tables = {"ratio": ratio, "regression": regression}
         shots = dig(tables["ratio"], "shots") or [13, 31]
         for place_of, k in list(enumerate(shots))[-2:]:
             grids = {"model": dig(tables["ratio"], "predictors", "model", "right", 0, place_of)}

@@ -93,7 +93,7 @@ _LAPTOP_INSIDE = (Model("depth 2", "runs/laptop", "paper_analysis_d2"),)
 _DEPTHS = tuple(Model(f"depth {n}", f"runs/paper_d{n}", f"paper_d{n}") for n in (2, 4, 6))
 _INSIDE = tuple(Model(f"depth {n}", f"runs/paper_analysis_d{n}", f"paper_analysis_d{n}") for n in (2, 4))
 
-_LAPTOP_COST = "a run of 7 minutes on two cores, shared"
+_LAPTOP_COST = "a run of 7 to 10 minutes on two cores, shared"
 _DEPTHS_COST = "3 runs of one to some hours on a GPU, shared"
 _INSIDE_COST = "2 runs of one or two hours on a GPU, shared"
 

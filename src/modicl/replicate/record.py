@@ -9,6 +9,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,6 +46,8 @@ MEASUREMENTS: dict[str, Callable[[Place], Report]] = {
 }
 """What a finding may report, by name."""
 
+_WIDTH = 120
+
 _SECTIONS = ("task", "data", "model", "optim")
 
 _INTERVALS = (
@@ -75,16 +78,21 @@ def _describe(place: Place, figures: list[str]) -> str:
     images = "\n".join(f"![{name.removesuffix('.png')}]({name})" for name in figures)
     parts = [
         f"# {finding.title}",
-        f"**The paper.** {finding.statement}",
-        f"**Scale: {place.scale}.** {_compare(place)}",
+        _wrap(f"**The paper.** {finding.statement}"),
+        _wrap(f"**Scale: {place.scale}.** {_compare(place)}"),
         f"**Commands.**\n\n{commands}",
-        f"**Hardware and versions.** {_describe_work(place)}",
-        f"**Result.** {_INTERVALS}{_CHOSEN if plan.sweep else ''}\n\n{_make_table(reports)}",
+        _wrap(f"**Hardware and versions.** {_describe_work(place)}"),
+        _wrap(f"**Result.** {_INTERVALS}{_CHOSEN if plan.sweep else ''}"),
+        _make_table(reports),
         f"**Figures.**\n\n{images}" if images else f"**Figures.** {NOTHING.capitalize()}.",
     ]
     if verdict:
-        parts.append(f"**Verdict.** {'; '.join(verdict)}.")
+        parts.append(_wrap(f"**Verdict.** {'; '.join(verdict)}."))
     return "\n\n".join(parts) + "\n"
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _make_table(reports: list[Report]) -> str:
@@ -151,9 +159,7 @@ def _describe_work(place: Place) -> str:
         path = place.folder / place.plan.sweep
         states = read_states(path)
         runs += [path / "runs" / name for name in states]
-        notes += [
-            f"{count} of {len(states)} cells {state}." for state, count in Counter(states.values()).items() if states
-        ]
+        notes += [f"{count} of {len(states)} cells {state}." for state, count in Counter(states.values()).items()]
     made: Counter[str] = Counter()
     seconds = 0.0
     for run in runs:

@@ -106,7 +106,7 @@ class Sweep:
 
         The grid becomes that of all values, and every point, old or new, gets the seeds 0 to `plan.seeds` - 1.
         """
-        with lock(self.path / "leases"):
+        with explain_os_errors(self.path), lock(self.path / "leases"):
             self._read()  # another process may have added cells meanwhile
             return self._extend(plan)
 

@@ -71,12 +71,15 @@ class Keeper(threading.Thread):
                     self._renew(lease)
 
     def _renew(self, lease: Lease) -> None:
-        with contextlib.suppress(OSError):  # the file system may be back before the lease expires
-            if not lease.renew():
-                # Another process goes on with the run from its last checkpoint: nothing more may be written.
-                print(f"{lease.path.stem}: another process has taken over, so this one ends.", file=sys.stderr)
-                sys.stderr.flush()
-                os._exit(LEASE_LOST)
+        try:
+            held = lease.renew()
+        except OSError:  # the file system may be back before the lease expires
+            held = time.time() < lease.expires
+        if not held:
+            # Another process goes on with the run from its last checkpoint, or may do so: nothing more is written.
+            print(f"{lease.path.stem}: the lease is lost, so this process ends.", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(LEASE_LOST)
 
     @contextlib.contextmanager
     def hold(self, sweep: Sweep, names: Sequence[str], seconds: float = LEASE_SECONDS) -> Iterator[list[str]]:
@@ -171,6 +174,7 @@ def _train_together(sweep: Sweep, names: list[str], keeper: Keeper) -> bool:
         return False
     for name, end in zip(names, outcome, strict=True):
         if isinstance(end, DivergedError):
+            keeper.renew(0.0)
             sweep.record_failure(name, str(end))
             _log(f"{name}: failed: {end}")
     return True
@@ -188,6 +192,7 @@ def _train_alone(sweep: Sweep, name: str, keeper: Keeper) -> None:
         raise
     except Exception as error:
         _raise_if_full(error)
+        keeper.renew(0.0)
         sweep.record_failure(name, str(error) or type(error).__name__, traceback.format_exc())
         _log(f"{name}: failed: {error}")
 
