@@ -329,6 +329,11 @@ def test_bad_input_is_one_sentence(modicl, tmp_path, argv, said):
     assert err.count("\n") == 1
 
 
+def join_lines(text: str) -> str:
+    """Prose as it was before it was wrapped."""
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_without_tables_nothing_is_said(tmp_path, scale):
     for finding in FINDINGS.values():
@@ -338,7 +343,7 @@ def test_without_tables_nothing_is_said(tmp_path, scale):
         text = readme.read_text()
         assert "**Verdict.**" not in text
         assert "**Figures.** Not measured." in text
-        assert finding.statement in text
+        assert finding.statement in join_lines(text)
         for stage in finding.plans[scale].stages:
             assert f"    modicl {shlex.join(stage.make_argv(tmp_path))}\n" in text
         labels = [model.label for model in finding.plans[scale].models]
@@ -366,7 +371,7 @@ def test_the_record_of_shots_has_the_planted_numbers(tmp_path):
     assert rows["depth 2: ood_test, 5 shots"] == ["53 % [fig]", "0.150 [0.140, 0.160]", "4,125", "1"]
     assert rows["depth 2: ood_test, 27 shots"] == ["-", "0.370 [0.360, 0.380]", "4,125", "1"]
     assert rows["ideal learner, 2 shots"] == ["96.8 % [calc]", "0.620 [0.610, 0.630]", "4,125", "-"]
-    text = readme.read_text()
+    text = join_lines(readme.read_text())
     assert "**Verdict.**" not in text  # another modulus
     assert "task.p 11 (paper: 29)" in text
     assert 'optim.name "muon" (paper: "adamw")' in text
@@ -424,7 +429,7 @@ def test_the_record_of_a_sweep_has_a_row_a_point(tmp_path):
         "1",
     ]
     assert rows["fewest layers at 0.75 on ood_test"][:2] == ["2 [abs]", "3"]
-    text = readme.read_text()
+    text = join_lines(readme.read_text())
     assert "**Verdict.** fewest layers at 0.75 on ood_test: 3, in the paper 2 [abs]." in text
     assert "swept: model.n_layers." in text
     assert "model.n_layers 2" not in text
@@ -475,7 +480,7 @@ def test_the_record_of_curves_says_whether_the_peak_is_lost(tmp_path):
         for step, value in ((200, 0.9), (400, last)):
             table = {name: {"last_accuracy": make_estimate(value)} for name in SETS}
             write_json(run / "evaluations" / f"step_{step}.json", table)
-    text = write_record(FINDINGS["curves"], "paper", tmp_path).read_text()
+    text = join_lines(write_record(FINDINGS["curves"], "paper", tmp_path).read_text())
     assert "depth 2: 0.010 of ood_test is lost after its peak, within the intervals: kept; " in text
     assert "depth 4: 0.030 of ood_test is lost after its peak, beyond both intervals: transient; " in text
     assert "| depth 6: lost after the peak | lost [abs, cap] | 0.400 |" in text
