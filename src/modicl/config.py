@@ -244,6 +244,18 @@ def replace_field(config: RunConfig, path: str, value: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(sections[section], **{name: value})})
 
 
+def list_changes(config: RunConfig, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ, by their dotted paths, and what each has."""
+    changes = {}
+    for section in dataclasses.fields(config):
+        one, two = getattr(config, section.name), getattr(other, section.name)
+        for f in dataclasses.fields(one):
+            values = getattr(one, f.name), getattr(two, f.name)
+            if values[0] != values[1]:
+                changes[f"{section.name}.{f.name}"] = values
+    return changes
+
+
 def read_as(kind: Any, value: Any, where: str, path: str) -> Any:
     """`value` (from JSON) as type `kind`, strictly: a `ConfigError` names `where` and the setting at `path`."""
     if dataclasses.is_dataclass(kind):

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from modicl.config import SETS, RunConfig
+from modicl.config import SETS, RunConfig, list_changes
 from modicl.cost import count_parameters, format_bytes
 from modicl.evaluation import OTHER_HALF
 from modicl.files import read_json
@@ -53,20 +53,10 @@ def find_phase(scores: Rows) -> str:
 
 def format_command(config: RunConfig) -> str:
     """The command that trains this config: the preset that is nearest to it, and every setting that differs."""
-    changes = {name: _list_changes(config, make()) for name, make in PRESETS.items()}
+    changes = {name: list_changes(config, make()) for name, make in PRESETS.items()}
     preset = min(changes, key=lambda name: len(changes[name]))
-    options = [f"--{field.replace('_', '-')}{_format_value(value)}" for field, value in changes[preset].items()]
+    options = [f"--{field.replace('_', '-')}{_format_value(ours)}" for field, (ours, _) in changes[preset].items()]
     return " ".join(["modicl train", preset, *options])
-
-
-def _list_changes(config: RunConfig, other: RunConfig) -> dict[str, Any]:
-    changes = {}
-    for section in dataclasses.fields(config):
-        ours, theirs = getattr(config, section.name), getattr(other, section.name)
-        for field in dataclasses.fields(ours):
-            if getattr(ours, field.name) != getattr(theirs, field.name):
-                changes[f"{section.name}.{field.name}"] = getattr(ours, field.name)
-    return changes
 
 
 def _format_value(value: Any) -> str:
@@ -88,13 +78,14 @@ def _describe_family(config: RunConfig) -> str:
 
 
 def _describe_use(name: str) -> str:
-    return "    modicl evaluate RUN --against all\n    modicl analyze RUN\n\n" + _wrap(
+    return "    modicl evaluate RUN --against all\n    modicl analyze RUN\n\n" + wrap(
         f"RUN is `model:{name}` where modicl comes with this model, and else the folder of this file. In Python, "
         "`modicl.load_run(FOLDER).load().make_model()` gives the model, its weights in float32."
     )
 
 
-def _wrap(text: str) -> str:
+def wrap(text: str) -> str:
+    """Prose in lines of the width of our documents."""
     return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
@@ -142,7 +133,7 @@ def _describe_training(run: Run, config: RunConfig) -> str:
         "software": f"modicl {environment['modicl']} (commit {environment['commit'] or 'not known'}), "
         f"torch {environment['torch']}, Python {environment['python']}",
     }
-    note = _wrap(
+    note = wrap(
         "Every setting is in config.json. On other hardware or with another torch the last digits differ, and training "
         "can end elsewhere."
     )
@@ -172,7 +163,7 @@ def _describe_scores(checkpoint: Checkpoint, scores: Rows, unrounded: Rows) -> s
         f"The paper's phase (arXiv 2406.02550), a set counting as good from {THRESHOLD} on: "
         f"**{classify(accuracies)}**{odd}. By shot: evaluations/step_{checkpoint.step}.json."
     )
-    return "\n\n".join([_wrap(method), "\n".join(lines), _wrap(phase)])
+    return "\n\n".join([wrap(method), "\n".join(lines), wrap(phase)])
 
 
 def _describe_choice(run: Run, step: int, scores: Rows) -> str:
@@ -191,11 +182,11 @@ def _describe_choice(run: Run, step: int, scores: Rows) -> str:
     else:
         which = "the last step" if step == run.steps[-1] else f"a checkpoint of {len(run.steps)}"
         text = f"Step {step}, {which} of the run, asked for by name; by `{metric}` step {best} was the best."
-    return _wrap(f"{text} How the run's settings and seeds were chosen is not recorded here.")
+    return wrap(f"{text} How the run's settings and seeds were chosen is not recorded here.")
 
 
 def _describe_limits(config: RunConfig) -> str:
-    return _wrap(
+    return wrap(
         f"It knows {_describe_family(config)} and nothing else: another modulus, more variables or a constant term are "
         f"outside its reach. It was trained on contexts of {config.data.n_examples} examples; longer ones are not "
         "measured here, and neither are wrong labels in the context. It is one run with one set of seeds, which says "

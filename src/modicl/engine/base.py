@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modicl.config import ConfigError, RunConfig
+from modicl.config import ConfigError, RunConfig, list_changes
 from modicl.distributed import ALONE, Group
 from modicl.metrics import Scores
 from modicl.optim import Numbers, import_schedulefree
@@ -78,12 +78,10 @@ def choose_engine(config: RunConfig, device: torch.device, group: Group = ALONE)
 
 def find_difference(first: RunConfig, other: RunConfig) -> str | None:
     """The first setting that keeps two runs from being trained together, or None."""
-    for section in dataclasses.fields(first):
-        one, two = getattr(first, section.name), getattr(other, section.name)
-        for field in dataclasses.fields(one):
-            free = field.name in MAY_DIFFER[section.name]
-            if not free and getattr(one, field.name) != getattr(two, field.name):
-                return f"{section.name}.{field.name}"
+    for name in list_changes(first, other):
+        section, field = name.split(".")
+        if field not in MAY_DIFFER[section]:
+            return name
     return None
 
 

@@ -102,7 +102,7 @@ class PackedEngine:
         tokens_NBT = self.sampler.batch(self.step_N)
         part_NBT = tokens_NBT[:, self.group.take_part(tokens_NBT.shape[1])]
         tokens = part_NBT if self.packed else part_NBT[0]
-        pieces = tokens.tensor_split(min(self.n_pieces, len(tokens))) if self.n_pieces > 1 else [tokens]
+        pieces = tokens.tensor_split(min(self.n_pieces, len(tokens)))
         if len(pieces) == 1:
             losses_N, gradients = self._differentiate(tokens, tokens_NBT.shape[1])
         else:

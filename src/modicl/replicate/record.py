@@ -5,18 +5,17 @@ It is written from the saved tables alone, so it can be written again at any tim
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import shutil
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from modicl.config import RunConfig, UserError
+from modicl.config import RunConfig, UserError, list_changes
 from modicl.files import explain_os_errors, read_json, write_file
+from modicl.model_card import wrap
 from modicl.presets import get_preset
 from modicl.replicate import model_measurements as of_models
 from modicl.replicate import sweep_measurements as of_sweeps
@@ -46,9 +45,7 @@ MEASUREMENTS: dict[str, Callable[[Place], Report]] = {
 }
 """What a finding may report, by name."""
 
-_WIDTH = 120
-
-_SECTIONS = ("task", "data", "model", "optim")
+_SECTIONS = ("task.", "data.", "model.", "optim.")
 
 _INTERVALS = (
     "Accuracies are at the last example of a context unless a number of shots is given, of the checkpoint that is best "
@@ -78,21 +75,17 @@ def _describe(place: Place, figures: list[str]) -> str:
     images = "\n".join(f"![{name.removesuffix('.png')}]({name})" for name in figures)
     parts = [
         f"# {finding.title}",
-        _wrap(f"**The paper.** {finding.statement}"),
-        _wrap(f"**Scale: {place.scale}.** {_compare(place)}"),
+        wrap(f"**The paper.** {finding.statement}"),
+        wrap(f"**Scale: {place.scale}.** {_compare(place)}"),
         f"**Commands.**\n\n{commands}",
-        _wrap(f"**Hardware and versions.** {_describe_work(place)}"),
-        _wrap(f"**Result.** {_INTERVALS}{_CHOSEN if plan.sweep else ''}"),
+        wrap(f"**Hardware and versions.** {_describe_work(place)}"),
+        wrap(f"**Result.** {_INTERVALS}{_CHOSEN if plan.sweep else ''}"),
         _make_table(reports),
         f"**Figures.**\n\n{images}" if images else f"**Figures.** {NOTHING.capitalize()}.",
     ]
     if verdict:
-        parts.append(_wrap(f"**Verdict.** {'; '.join(verdict)}."))
+        parts.append(wrap(f"**Verdict.** {'; '.join(verdict)}."))
     return "\n\n".join(parts) + "\n"
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _make_table(reports: list[Report]) -> str:
@@ -140,15 +133,12 @@ def _list_configs(place: Place) -> Iterable[tuple[str, str, RunConfig | None, li
 
 def _list_differences(config: RunConfig, recipe: RunConfig, without: list[str]) -> list[str]:
     """The settings in which two configs differ, as "task.p 11 (paper: 29)"; of the loop, its steps alone."""
-
-    def flatten(each: RunConfig) -> dict[str, Any]:
-        parts = {section: dataclasses.asdict(getattr(each, section)) for section in _SECTIONS}
-        flat = {f"{section}.{name}": value for section, part in parts.items() for name, value in part.items()}
-        return flat | {"train.steps": each.train.steps}
-
-    ours, theirs = flatten(config), flatten(recipe)
-    changed = [name for name in ours if ours[name] != theirs[name] and name not in without]
-    return [f"{name} {json.dumps(ours[name])} (paper: {json.dumps(theirs[name])})" for name in changed]
+    changes = {
+        name: values
+        for name, values in list_changes(config, recipe).items()
+        if (name.startswith(_SECTIONS) or name == "train.steps") and name not in without
+    }
+    return [f"{name} {json.dumps(ours)} (paper: {json.dumps(theirs)})" for name, (ours, theirs) in changes.items()]
 
 
 def _describe_work(place: Place) -> str:
