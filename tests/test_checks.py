@@ -253,6 +253,8 @@ NOTES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"optim__warmup_steps": 0, "optim__warmup_factor": 0.5}, ("optim.warmup_factor=0.5", "optim.warmup_steps=0")),
     ({"train__steps": 10_000}, ("never reaches optim.lr", "optim.warmup_steps=10000", "train.steps=10000")),
+    ({"optim__schedule": "constant", "optim__hold_steps": 5}, ("optim.hold_steps=5", "optim.schedule=constant")),
+    ({"optim__hold_steps": 190_000}, ("never falls", "optim.hold_steps=190000", "train.steps=200000")),
     (
         {"data__contexts": "stages", "data__stages": ((9, 1, 0.5), (200_000, 1, 0.5))},
         ("data.stages", "200000", "curriculum"),

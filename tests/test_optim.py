@@ -126,6 +126,16 @@ def test_linear_falls_evenly() -> None:
     assert rate(199_999) == pytest.approx(3e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_what_is_held_stays_at_the_peak_and_shortens_the_way_down(schedule: Any) -> None:
+    held = OptimConfig(lr=3e-4, schedule=schedule, warmup_steps=10, hold_steps=40, final_factor=0.1)
+    later = OptimConfig(lr=3e-4, schedule=schedule, warmup_steps=0, final_factor=0.1)
+    assert get_learning_rate(9, held, 200) < 3e-4
+    assert [get_learning_rate(step, held, 200) for step in range(10, 51)] == [3e-4] * 41
+    for step in range(50, 200):
+        assert get_learning_rate(step, held, 200) == get_learning_rate(step - 50, later, 150)
+
+
 def test_constant_stays_at_the_peak() -> None:
     rate = draw_schedule("constant")
     assert {rate(step) for step in range(10_000, 200_000, 9_999)} == {3e-4}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from modicl.config import MEASURES, SETS, ConfigError, RunConfig, read_as
+from modicl.config import MEASURES, SETS, ConfigError, DataConfig, RunConfig, read_as
 from modicl.residues import is_prime
 
 MAX_TASKS = 2**24
@@ -43,7 +43,7 @@ def list_notes(config: RunConfig) -> list[str]:
     if t.rule != "mixed":
         notes += set_without("task", ("n_random",), f"task.rule={t.rule}")
     if d.contexts != "stages":
-        notes += set_without("data", ("stages",), f"data.contexts={d.contexts}")
+        notes += set_without("data", ("stages", "stage_examples", "leave_at"), f"data.contexts={d.contexts}")
     if d.contexts != "mixture":
         notes += set_without("data", ("pools", "slides"), f"data.contexts={d.contexts}")
     if o.name == "sgd":
@@ -51,7 +51,12 @@ def list_notes(config: RunConfig) -> list[str]:
     if o.name in ("adamw", "schedulefree"):
         notes += set_without("optim", ("momentum",), f"optim.name={o.name}")
     if o.schedule == "constant":
-        notes += set_without("optim", ("final_factor",), "optim.schedule=constant")
+        notes += set_without("optim", ("hold_steps", "final_factor"), "optim.schedule=constant")
+    elif o.hold_steps and o.warmup_steps + o.hold_steps >= config.train.steps:
+        notes.append(
+            f"The learning rate never falls: optim.warmup_steps={o.warmup_steps} and optim.hold_steps={o.hold_steps} "
+            f"are not below train.steps={config.train.steps} together."
+        )
     if o.warmup_steps == 0:
         notes += set_without("optim", ("warmup_factor",), "optim.warmup_steps=0")
     if o.warmup_steps >= config.train.steps:
@@ -167,6 +172,7 @@ def _check_data(config: RunConfig) -> None:
             ends == sorted(set(ends)) and ends[0] > 0,
             f"data.stages end at steps {ends}; they have to be positive and to increase.",
         )
+        _check_stages(d)
     if d.contexts == "mixture":
         _require(bool(d.pools), "data.contexts=mixture needs data.pools, the pool sizes to draw from.")
         _require(bool(d.slides), "data.contexts=mixture needs data.slides, the chances to draw from.")
@@ -178,6 +184,26 @@ def _check_data(config: RunConfig) -> None:
     for name, chances in (("stages", [s for _, _, s in d.stages]), ("slides", d.slides)):
         for s in chances:
             _require(0 <= s <= 1, f"data.{name} moves examples with chance {s}; it has to be from 0 to 1.")
+
+
+def _check_stages(d: DataConfig) -> None:
+    """The settings beside data.stages."""
+    if d.stage_examples:
+        _require(
+            len(d.stage_examples) == len(d.stages),
+            f"data.stage_examples has {len(d.stage_examples)} numbers for {len(d.stages)} stages; take one a stage.",
+        )
+    for n in d.stage_examples:
+        _require(
+            1 <= n <= d.n_examples,
+            f"data.stage_examples has {n} examples; take 1 to {d.n_examples}, which is data.n_examples.",
+        )
+    _require(0 <= d.leave_at < 1, f"data.leave_at is {d.leave_at}; it has to be at least 0 and below 1.")
+    _require(
+        d.leave_at == 0 or all(u > 0 for _, u, _ in d.stages),
+        f"data.leave_at={d.leave_at} asks how well a stage's pool is used, and one stage has none: give it a pool, or "
+        f"take data.leave_at=0.",
+    )
 
 
 def _check_model(config: RunConfig) -> None:

@@ -19,6 +19,9 @@ from typing import Any, Literal, get_args, get_origin
 CONFIG_VERSION = 1
 """Raised whenever an older modicl could misread a config written by this one."""
 
+_ADDED = {"data": {"stage_examples": (), "leave_at": 0.0}, "optim": {"hold_steps": 0}}
+"""Settings that configs written before there were any lack, and what those runs did."""
+
 SETS = ("id_train", "id_test", "ood_train", "ood_test")
 """The four sets: {pre-training, other} tasks x {training, held-out} inputs."""
 
@@ -68,6 +71,10 @@ class DataConfig:
     """How training inputs are drawn: uniformly (the paper), or a context curriculum in stages or as a mixture."""
     stages: tuple[tuple[int, int, float], ...] = ()
     """With contexts=stages: triples (end, u, s), each in force until step `end` (see docs/curriculum.md)."""
+    stage_examples: tuple[int, ...] = ()
+    """With contexts=stages: examples in a sequence of each stage, at most n_examples; () is n_examples in all."""
+    leave_at: float = 0.0
+    """With contexts=stages: end a stage once its loss is this share of the way from its least to chance; 0 is never."""
     pools: tuple[int, ...] = ()
     """With contexts=mixture: the pool sizes u, of which every sequence draws one; 0 is no pool."""
     slides: tuple[float, ...] = ()
@@ -121,9 +128,11 @@ class OptimConfig:
     weight_decay: float = 2.0
     """Decay a unit of learning rate, on every matrix (see tied), not on LayerNorm: decoupled, for sgd an L2 term."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """From lr after the warm-up down to final_factor * lr at the end of the last step, or constant."""
+    """From lr after warm-up and hold_steps down to final_factor * lr at the end of the last step, or constant."""
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
+    hold_steps: int = 0
+    """Steps at lr between the warm-up and the way down."""
     warmup_factor: float = 0.01
     """Learning rate of the first step over lr."""
     final_factor: float = 0.1
@@ -215,6 +224,9 @@ class RunConfig:
                 f"{CONFIG_VERSION}): upgrade modicl to read it."
             )
         values = {name: value for name, value in data.items() if name != "version"}
+        for section, added in _ADDED.items():
+            if isinstance(values.get(section), dict):
+                values[section] = added | values[section]
         config = read_as(RunConfig, values, where, "")
         assert isinstance(config, RunConfig)
         return config

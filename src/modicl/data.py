@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from modicl.config import SETS, DataConfig, RunConfig
+from modicl.curriculum import plan_ends
 from modicl.randomness import Stream, as_key_tensor, draw_bits_at, find_events, make_key, make_keys, scale_bits
 from modicl.residues import IntArray, find_multiples
 from modicl.tasks import TaskSplit
@@ -89,10 +90,11 @@ class Sampler:
 
         The same for the same (key, step), whatever was drawn before, on any device.
         """
-        return self._packed.batch(torch.tensor([step], device=self.device))[0]
+        return self.packed.batch(torch.tensor([step], device=self.device))[0]
 
     @cached_property
-    def _packed(self) -> PackedSampler:
+    def packed(self) -> PackedSampler:
+        """The same as a pack of one."""
         return PackedSampler([self])
 
 
@@ -132,7 +134,7 @@ class PackedSampler:
     def _prepare_curriculum(self, samplers: Sequence[Sampler]) -> None:
         pairs = [_list_pairs(s.data) for s in samplers]
         widths = [max([self.n_examples, *(u for u, _ in each)]) for each in pairs]
-        ends = [[end for end, _, _ in s.data.stages] if s.data.contexts == "stages" else [] for s in samplers]
+        ends = [plan_ends(s.data) for s in samplers]
         self.most_pooled = max(widths)
         self.pool_width_N11 = torch.tensor(widths, device=self.device)[:, None, None]
         # A pair past the last one stands for uniform contexts.
@@ -149,8 +151,16 @@ class PackedSampler:
             tables = [F.pad(torch.from_numpy(table), (0, most - table.shape[1])) for table, _ in found]
             self.multiples = self._stack(tables), self._stack([torch.from_numpy(count) for _, count in found])
 
+    def set_stage_ends(self, row: int, ends: Sequence[int]) -> None:
+        """Let the stages of this sampler's contexts end at other steps than planned."""
+        if ends:
+            self.ends_NP[row, : len(ends)] = torch.tensor(ends, device=self.device)
+
     def batch(self, step_N: Tensor) -> Tensor:
-        """The tokens (N, B, T) of each sampler's batch of its step."""
+        """The tokens (N, B, T) of each sampler's batch of its step.
+
+        Stages of fewer examples train on the first ones of it.
+        """
         keys = dict(zip(_STREAMS, make_keys(make_keys(self.key_N, step_N, 0), 0, self.streams_X1), strict=True))
         place_B = torch.arange(self.size, device=self.device)
         task_NB = place_B % self.n_tasks_N1

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import MEASURES
+from modicl.curriculum import find_stage, is_stage_learned, plan_ends
 from modicl.files import append_line, write_json
 from modicl.metrics import Scores
 from modicl.optim import Numbers, get_learning_rate
@@ -77,6 +78,9 @@ class Member:
         self.done = checkpoint.step if checkpoint else 0  # steps
         self.saved = checkpoint.step if checkpoint else -1  # step of the newest checkpoint
         self.losses: list[float] = checkpoint.meta["losses"] if checkpoint else []  # since the last log
+        self.stage_ends = plan_ends(run.config.data)  # last step of each stage, planned or, behind it, as it was
+        if checkpoint is not None:
+            self.stage_ends = checkpoint.meta.get("stage_ends", self.stage_ends)  # checkpoints have it since 0.2
         self.evaluations = [line for line in run.metrics if line["kind"] == "evaluation"] if checkpoint else []
         self.best = self._find_best()  # step of the best evaluation, known at every step and found once for each
 
@@ -144,6 +148,7 @@ class Member:
         """Write the mean of the losses since the last log, and this run's share of the time of `together` runs."""
         lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps)
         loss = math.fsum(self.losses) / len(self.losses)
+        self._leave_stage(loss)
         self.losses = []
         self._append({"step": self.done, "kind": "train", "loss": loss, "lr": lr})
         now = time.perf_counter()
@@ -151,6 +156,15 @@ class Member:
         self.clock = now
         self.reporter.write()
         append_line(self.run.path / "timing.jsonl", format_line(timing))
+
+    def _leave_stage(self, loss: float) -> None:
+        """End a stage here where this mean loss, all of it of that stage, says that it is learned."""
+        data = self.config.data
+        stage = find_stage(self.stage_ends, self.done - 1)
+        if data.leave_at == 0 or find_stage(self.stage_ends, self.done - len(self.losses)) != stage:
+            return
+        if stage < len(self.stage_ends) and is_stage_learned(data, self.config.task.p, stage, loss):
+            self.stage_ends[stage] = self.done
 
     def add_scores(self, scores: dict[str, Scores]) -> None:
         """Write an evaluation. Raises `DivergedError` where a loss is not finite."""
@@ -176,6 +190,7 @@ class Member:
             "config": self.config.to_dict(),
             "split": self.split.to_dict(),
             "losses": self.losses,
+            "stage_ends": self.stage_ends,
             "optimizer": numbers,
         }
         self.reporter.write()

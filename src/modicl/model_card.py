@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from modicl.config import SETS, RunConfig, list_changes
+from modicl.config import SETS, DataConfig, RunConfig, list_changes
 from modicl.cost import count_parameters, format_bytes
 from modicl.evaluation import OTHER_HALF
 from modicl.files import read_json
@@ -110,6 +110,12 @@ def _describe_model(checkpoint: Checkpoint) -> str:
     return _make_rows(rows)
 
 
+def _describe_stages(data: DataConfig) -> str:
+    """What else holds in the stages, and a comma after each."""
+    examples = f"of {', '.join(map(str, data.stage_examples))} examples, " if data.stage_examples else ""
+    return examples + (f"left early at {data.leave_at}, " if data.leave_at else "")
+
+
 def _describe_training(run: Run, config: RunConfig) -> str:
     summary, environment = read_json(run.path / "summary.json"), read_json(run.path / "environment.json")
     o, d, seeds = config.optim, config.data, dataclasses.asdict(config.seeds)
@@ -118,13 +124,15 @@ def _describe_training(run: Run, config: RunConfig) -> str:
     stopped = "" if summary["stopped_by"] == "steps" else f", where train.patience={config.train.patience} ended it"
     contexts = {
         "uniform": "uniform",
-        "stages": f"in stages (end, pool, chance to slide) {', '.join(map(str, d.stages))}, then uniform",
+        "stages": f"in stages (end, pool, chance to slide) {', '.join(map(str, d.stages))}, {_describe_stages(d)}then "
+        "uniform",
         "mixture": f"a mixture of pools {d.pools} and chances to slide {d.slides}",
     }[d.contexts]
+    hold = f", {o.hold_steps} at the top" if o.hold_steps else ""
     processes = environment.get("processes", 1)
     rows = {
-        "optimizer": f"{o.name}, learning rate {o.lr} ({o.schedule}, {o.warmup_steps} steps of warm-up), weight decay "
-        f"{o.weight_decay}",
+        "optimizer": f"{o.name}, learning rate {o.lr} ({o.schedule}, {o.warmup_steps} steps of warm-up{hold}), "
+        f"weight decay {o.weight_decay}",
         "batches": f"{d.batch_size} sequences; contexts {contexts}",
         "steps": f"{summary['steps']:,} of {config.train.steps:,}{stopped}, in {took} with evaluations",
         "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),

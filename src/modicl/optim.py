@@ -26,15 +26,16 @@ RAW = "raw."
 
 
 def get_learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
-    """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, then the schedule.
+    """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, hold, then the schedule.
 
     As in the released code, the schedule would reach its end at update number `steps`, one after the last.
     """
     if step < optim.warmup_steps:
         return optim.lr * (optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps)
-    if optim.schedule == "constant":
+    top = optim.warmup_steps + optim.hold_steps
+    if optim.schedule == "constant" or step < top:
         return optim.lr
-    progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    progress = (step - top) / max(1, steps - top)
     left = (1 + math.cos(math.pi * progress)) / 2 if optim.schedule == "cosine" else 1 - progress
     return optim.lr * (optim.final_factor + (1 - optim.final_factor) * left)
 

@@ -207,6 +207,7 @@ class _Pack:
                 weights, tensors = member.checkpoint.weights, member.checkpoint.optimizer
                 assert tensors is not None
                 self.engine.set_state(row, member.done, weights, tensors, member.checkpoint.meta["optimizer"])
+            self.engine.set_stage_ends(row, member.stage_ends)
 
     def run_to_end(self) -> list[DivergedError | None]:
         """Train until every run is over; which of them diverged, and how."""
@@ -231,11 +232,13 @@ class _Pack:
     def _lead(self, act: Callable[[], None]) -> None:
         """Do what takes the books, which the group's first process has; all go on with what it leaves to train."""
 
-        def decide() -> tuple[dict[int, int], list[DivergedError | None]]:
+        def decide() -> tuple[dict[int, int], list[DivergedError | None], dict[int, list[int]]]:
             act()
-            return self.rows, self.errors
+            return self.rows, self.errors, {row: self.members[i].stage_ends for i, row in self.rows.items()}
 
-        self.rows, self.errors = self.group.share(decide)
+        self.rows, self.errors, stage_ends = self.group.share(decide)
+        for row, ends in stage_ends.items():
+            self.engine.set_stage_ends(row, ends)
 
     def _begin(self) -> None:
         """Look at new runs before their first step."""

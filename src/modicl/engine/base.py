@@ -17,7 +17,7 @@ from modicl.optim import Numbers, import_schedulefree
 
 MAY_DIFFER = {
     "task": {"n_tasks", "rule", "n_random", "alpha"},
-    "data": {"contexts", "stages", "pools", "slides"},
+    "data": {"contexts", "stages", "stage_examples", "leave_at", "pools", "slides"},
     "model": {"init_std", "scale_attn_out"},
     "optim": {field.name for field in dataclasses.fields(RunConfig().optim)} - {"name"},
     "train": {"steps", "log_every", "eval_every", "keep", "save_every", "best_metric", "patience"},
@@ -45,6 +45,9 @@ class Engine(Protocol):
         self, row: int, step: int, weights: dict[str, Tensor], tensors: dict[str, Tensor], numbers: Numbers
     ) -> None:
         """Go on after `step` from what `get_state` gave."""
+
+    def set_stage_ends(self, row: int, ends: Sequence[int]) -> None:
+        """Let the stages of this row's contexts end at these steps from now on (`modicl.curriculum`)."""
 
     def keep(self, rows: Sequence[int]) -> Engine | None:
         """An engine that goes on with these rows alone, in this order, or None where starting it would not pay."""

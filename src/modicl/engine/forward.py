@@ -19,7 +19,7 @@ residual width, H heads, E head width, V vocabulary, M rows (B T or B Q). `...` 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,16 @@ class Shape:
     """RoPE's rotations as cosine and sine, (T, E / 2, 2)."""
     mask_TT: Tensor
     """0 where a token (row) may look, else -inf."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a sequence, T."""
+        return len(self.mask_TT)
+
+    def shorten(self, n_examples: int) -> Shape:
+        """The same for sequences of fewer examples."""
+        n = n_examples * (self.n_vars + 1)
+        return self if n == self.n_tokens else replace(self, turn_TE2=self.turn_TE2[:n], mask_TT=self.mask_TT[:n, :n])
 
     @property
     def before_z(self) -> slice:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl.config import SETS, RunConfig
+from modicl.curriculum import count_examples, plan_ends
 from modicl.data import PackedSampler, get_targets, make_evaluation_sampler, make_train_sampler
 from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
@@ -45,14 +46,18 @@ _PAYS_BELOW = 0.75
 """Share of live rows under which a compiled engine is made anew without the others."""
 
 
-def measure_losses(weights: Weights, tokens: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """The training loss of each row, (N,), from tokens (N, B, T) or (B, T)."""
+def measure_losses(
+    weights: Weights, tokens: Tensor, shape: Shape, dtype: torch.dtype, shares_NS: Tensor | None = None
+) -> Tensor:
+    """The training loss of each row, (N,), from tokens (N, B, T) or (B, T): over all examples, or by these shares."""
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = forward(weights, tokens, shape)
     n_rows = len(tokens) if tokens.ndim == 3 else 1
     targets = get_targets(tokens.flatten(0, -2), shape.n_vars)
     losses = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
-    return losses.view(n_rows, -1).mean(1)
+    if shares_NS is None:
+        return losses.view(n_rows, -1).mean(1)
+    return (losses.view(n_rows, -1, shares_NS.shape[1]).mean(1) * shares_NS).sum(1)
 
 
 def is_captured(kind: str, device: torch.device, group: Group) -> bool:
@@ -79,6 +84,7 @@ class PackedEngine:
         self.dtype = resolve_dtype(first.train.dtype, device)
         self.packed = len(configs) > 1
         self.shape = make_shape(first, device, self.dtype)
+        self.stage_ends = [plan_ends(config.data) for config in configs]
         self.n_vars = first.task.n_vars
         pairs = list(zip(configs, splits, strict=True))
         self.sampler = PackedSampler([make_train_sampler(config, split, device) for config, split in pairs])
@@ -92,6 +98,8 @@ class PackedEngine:
         self.losses: list[list[float]] = [[] for _ in configs]
         self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False) if kind == "compiled" else None
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.lengths: list[int] = []  # examples of each row's contexts at the moment
+        self._set_lengths()
         # A small model's operations are too short to be divided among cores one by one, so each has its sequences.
         shares = device.type == "cpu" and kind == "fast" and not self.packed and first.model.d_model <= _SHARED_WIDTH
         self.n_pieces = torch.get_num_threads() if shares else 1
@@ -99,7 +107,7 @@ class PackedEngine:
 
     def _update(self) -> None:
         """One step of every row, on the device alone."""
-        tokens_NBT = self.sampler.batch(self.step_N)
+        tokens_NBT = self.sampler.batch(self.step_N)[..., : self.step_shape.n_tokens]
         part_NBT = tokens_NBT[:, self.group.take_part(tokens_NBT.shape[1])]
         tokens = part_NBT if self.packed else part_NBT[0]
         pieces = tokens.tensor_split(min(self.n_pieces, len(tokens)))
@@ -117,7 +125,8 @@ class PackedEngine:
 
     def _differentiate(self, tokens: Tensor, n_sequences: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What these sequences add to the mean loss (N,) of a batch of n_sequences, and to its gradients."""
-        losses_N = (self.compiled or measure_losses)(self.optimizer.weights, tokens, self.shape, self.dtype)
+        measure = self.compiled or measure_losses
+        losses_N = measure(self.optimizer.weights, tokens, self.step_shape, self.dtype, self.shares_NS)
         losses_N = losses_N * (tokens.shape[-2] / n_sequences)
         weights = [self.optimizer.weights[name] for name in self.optimizer.names]
         return losses_N.detach(), torch.autograd.grad(losses_N.sum(), weights)
@@ -130,6 +139,7 @@ class PackedEngine:
             get_learning_rate(done, c.optim, c.train.steps) for done, c in zip(self.done, self.configs, strict=True)
         ]
         self.optimizer.set_rates(rates)
+        self._set_lengths()
         if not self.captures:
             self._update()
         else:
@@ -138,6 +148,23 @@ class PackedEngine:
             self.graph.replay()
         self.done = [done + 1 for done in self.done]
         self.n_held += 1
+
+    def _set_lengths(self) -> None:
+        """Make the next step's contexts as long as the stages say; a graph is of one length."""
+        lengths = [
+            count_examples(c.data, ends, done)
+            for c, ends, done in zip(self.configs, self.stage_ends, self.done, strict=True)
+        ]
+        if lengths == self.lengths:
+            return
+        self.lengths, self.graph = lengths, None
+        self.step_shape = self.shape.shorten(max(lengths))
+        self.shares_NS: Tensor | None = None
+        if len(set(lengths)) > 1:
+            # Rows with shorter contexts get longer ones, of which the end counts nothing: no token looks ahead.
+            length_N1 = torch.tensor(lengths, device=self.device)[:, None]
+            counted_NS = torch.arange(max(lengths), device=self.device) < length_N1
+            self.shares_NS = counted_NS / length_N1
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """The whole step as a graph. Warming up makes real steps, which are undone."""
@@ -180,7 +207,7 @@ class PackedEngine:
         if len(rows) < len(self.configs):
             weights = {name: weight[list(rows)] for name, weight in weights.items()}
         scores: list[dict[str, Scores]] = [{} for _ in rows]
-        size = max(1, _EVALUATION_TOKENS[self.device.type] // (len(rows) * self.shape.mask_TT.shape[0]))
+        size = max(1, _EVALUATION_TOKENS[self.device.type] // (len(rows) * self.shape.n_tokens))
         for name in SETS:
             tallies = [Tally() for _ in rows]
             tokens_NBT = self._draw_evaluation(name, rows)
@@ -221,6 +248,11 @@ class PackedEngine:
         self.done[row] = step
         self.step_N[row] = step
 
+    def set_stage_ends(self, row: int, ends: Sequence[int]) -> None:
+        """Let the stages of this row's contexts end at these steps from now on."""
+        self.stage_ends[row] = list(ends)
+        self.sampler.set_stage_ends(row, ends)
+
     def keep(self, rows: Sequence[int]) -> Engine | None:
         """An engine of these rows alone, or None while compiling it would cost more than the others do."""
         if self.kind != "fast" and len(rows) > _PAYS_BELOW * len(self.configs):
@@ -229,4 +261,5 @@ class PackedEngine:
         engine = PackedEngine(configs, splits, self.device, self.kind, self.group)
         for new, old in enumerate(rows):
             engine.set_state(new, self.done[old], *self.get_state(old))
+            engine.set_stage_ends(new, self.stage_ends[old])
         return engine

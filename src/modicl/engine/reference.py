@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import RunConfig
+from modicl.curriculum import count_examples, plan_ends
 from modicl.data import get_targets, make_train_sampler
 from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
@@ -34,12 +35,14 @@ class ReferenceEngine:
         self.model = GPT(config).to(device)
         self.optimizer = Optimizer(self.model, config)
         self.sampler = make_train_sampler(config, split, device)
+        self.stage_ends = plan_ends(config.data)
         self.done = 0
         self.losses: list[Tensor] = []
 
     def step(self) -> None:
         """Make one more update."""
-        tokens_BT = self.sampler.batch(self.done)
+        n_examples = count_examples(self.config.data, self.stage_ends, self.done)
+        tokens_BT = self.sampler.batch(self.done)[:, : n_examples * (self.split.n_vars + 1)]
         part = self.group.take_part(len(tokens_BT))
         with self._seeded_dropout(), torch.autocast(self.device.type, self.dtype, self.dtype == torch.bfloat16):
             logits_BSV = self.model(tokens_BT[part])
@@ -91,6 +94,11 @@ class ReferenceEngine:
         self.model.load_state_dict(weights)
         self.optimizer.set_state(tensors, numbers)
         self.done = step
+
+    def set_stage_ends(self, row: int, ends: Sequence[int]) -> None:
+        """Let the stages of the contexts end at these steps from now on."""
+        self.stage_ends = list(ends)
+        self.sampler.packed.set_stage_ends(row, ends)
 
     def keep(self, rows: Sequence[int]) -> Engine | None:
         """None: there is but one row."""

@@ -1,0 +1,46 @@
+"""Where a run is in its context curriculum: when its stages end, how long their contexts are, what they leave unknown.
+
+The stages of a run end at the steps of `data.stages`, or earlier with `data.leave_at`. Ends are lists of steps, one a
+stage, increasing; a checkpoint holds them, since with `data.leave_at` training decides them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+
+from modicl.config import DataConfig
+
+
+def plan_ends(data: DataConfig) -> list[int]:
+    """The last steps of the stages as configured; none without stages."""
+    return [end for end, _, _ in data.stages] if data.contexts == "stages" else []
+
+
+def find_stage(ends: Sequence[int], step: int) -> int:
+    """Which stage, from 0, draws the batch of update number `step`, from 0; `len(ends)` once contexts are uniform."""
+    return bisect.bisect_right(ends, step)
+
+
+def count_examples(data: DataConfig, ends: Sequence[int], step: int) -> int:
+    """Examples of the contexts of update number `step`, from 0."""
+    stage = find_stage(ends, step)
+    return data.stage_examples[stage] if data.stage_examples and stage < len(ends) else data.n_examples
+
+
+def find_least_loss(p: int, pool: int, n_examples: int) -> float:
+    """Mean loss (nats a label) that copying and ratio matching cannot avoid on contexts from a pool.
+
+    The first example from each of the pool's inputs is a guess, ln p; of u inputs, u (1 - (1 - 1 / u)^S) are met within
+    S examples on average. Inputs on one line, and regression from other lines, make it less.
+    """
+    met = pool * (1 - (1 - 1 / pool) ** n_examples)
+    return math.log(p) * met / n_examples
+
+
+def is_stage_learned(data: DataConfig, p: int, stage: int, loss: float) -> bool:
+    """Whether this mean training loss of a stage is at most data.leave_at of the way from the least loss to chance."""
+    n_examples = data.stage_examples[stage] if data.stage_examples else data.n_examples
+    least = find_least_loss(p, data.stages[stage][1], n_examples)
+    return loss <= least + data.leave_at * (math.log(p) - least)
