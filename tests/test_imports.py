@@ -8,7 +8,7 @@ import modicl
 ROOMS = [
     ["residues", "randomness"],
     ["config"],
-    ["checks", "distributed"],
+    ["checks", "distributed", "curriculum"],
     ["files", "environment", "metrics", "tasks", "model", "presets"],
     ["optim", "cost", "data", "taps"],
     ["predictors", "contexts"],

@@ -207,7 +207,6 @@ class _Pack:
                 weights, tensors = member.checkpoint.weights, member.checkpoint.optimizer
                 assert tensors is not None
                 self.engine.set_state(row, member.done, weights, tensors, member.checkpoint.meta["optimizer"])
-            self.engine.set_stage_ends(row, member.stage_ends)
 
     def run_to_end(self) -> list[DivergedError | None]:
         """Train until every run is over; which of them diverged, and how."""

@@ -39,6 +39,9 @@ _EVALUATION_TOKENS = {"cpu": 2**16, "cuda": 2**20}
 _SHARED_WIDTH = 128
 """Widest model of which each CPU thread takes its own sequences: as far as was measured (benchmarks/threads.py)."""
 
+_VARIANTS = 128
+"""Forms of the loss that a process may compile."""
+
 _WARM_UP_STEPS = 3
 """Steps before a graph is captured, in which libraries choose and load their kernels."""
 
@@ -96,7 +99,11 @@ class PackedEngine:
         self.place_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.n_held = 0
         self.losses: list[list[float]] = [[] for _ in configs]
-        self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False) if kind == "compiled" else None
+        self.compiled = None
+        if kind == "compiled":
+            # One variant a length of the contexts and a number of rows; torch's limit for a process is 8.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+            self.compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.lengths: list[int] = []  # examples of each row's contexts at the moment
         self._set_lengths()
