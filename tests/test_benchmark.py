@@ -77,6 +77,22 @@ def test_timings_are_consistent():
     assert timings[2].done_flop_per_second < timings[2].model_flop_per_second
 
 
+def test_whole_contexts_are_timed_though_the_first_stage_has_shorter_ones(monkeypatch):
+    staged = presets.tiny()
+    for name, value in (("contexts", "stages"), ("stages", ((20, 1, 0.5),)), ("stage_examples", (2,))):
+        staged = replace_field(staged, f"data.{name}", value)
+    widths = set()
+
+    def note(self: GPT, tokens_BT: torch.Tensor) -> torch.Tensor:
+        widths.add(tokens_BT.shape[1])
+        return whole(self, tokens_BT)
+
+    whole = GPT.forward
+    monkeypatch.setattr(GPT, "forward", note)
+    time_engines(staged, ["eager"], steps=1, repeats=1)
+    assert widths == {8 * 3}
+
+
 def test_members_are_counted():
     one, three = time_engines(presets.tiny(), members=(1, 3), steps=1, repeats=1)
     assert (one.members, three.members) == (1, 3)

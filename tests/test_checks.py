@@ -259,6 +259,10 @@ NOTES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         {"data__contexts": "stages", "data__stages": ((9, 1, 0.5), (200_000, 1, 0.5))},
         ("data.stages", "200000", "curriculum"),
     ),
+    (
+        {"data__contexts": "stages", "data__stages": ((99, 1, 0.5), (300, 1, 0.5)), "data__leave_at": 0.1},
+        ("shorter than train.log_every=100", "data.leave_at"),
+    ),
     ({"task__p": 30}, ("task.p=30 is not prime",)),
     ({"model__vocab_size": 29}, ("model.vocab_size=29",)),
 ]

@@ -287,7 +287,7 @@ def test_two_processes_leave_where_one_does(leaving, tmp_path: Path) -> None:
 
 
 def drop_settings(config: dict[str, Any]) -> None:
-    del config["data"]["stage_examples"], config["data"]["leave_at"]
+    del config["data"]["stage_examples"], config["data"]["leave_at"], config["optim"]["hold_steps"]
 
 
 def make_old(folder: Path) -> None:
@@ -343,6 +343,7 @@ def test_a_config_without_the_new_settings_has_their_defaults_and_no_other_may_l
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"data__stage_examples": (8, 6)}, r"data\.stage_examples has 2 numbers for 3 stages; take one a stage"),
     ({"data__stage_examples": (8, 6, 4, 2)}, r"data\.stage_examples has 4 numbers for 3 stages"),
+    ({"data__stage_examples": (8, 1, 4), "data__leave_at": 0.1}, r"data\.leave_at=0\.1 .* a stage has one alone"),
     ({"data__stage_examples": (8, 0, 4)}, r"data\.stage_examples has 0 examples; take 1 to 8, which is data\.n_exam"),
     ({"data__stage_examples": (8, 6, 9)}, r"data\.stage_examples has 9 examples; take 1 to 8"),
     ({"data__leave_at": 1.0}, r"data\.leave_at is 1\.0; it has to be at least 0 and below 1"),
@@ -363,7 +364,8 @@ def test_what_cannot_be_is_said_by_name(changes: dict[str, Any], sentence: str) 
 
 def test_what_can_be_is_not_refused_and_has_no_note() -> None:
     for changes in (
-        {"data__stage_examples": (1, 8, 1)},
+        {"data__stage_examples": (2, 8, 2)},
+        {"data__stage_examples": (1, 8, 1), "data__leave_at": 0.0},
         {"data__stage_examples": ()},
         {"data__leave_at": 0.0, "data__stages": ((8, 0, 0.5), (9, 0, 0.0), (10, 1, 0.0))},
         {"data__leave_at": 1e-9},

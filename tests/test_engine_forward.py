@@ -225,9 +225,12 @@ def test_compiled_it_gives_the_same(backend, tmp_path, monkeypatch):
     weights = stack([model.float() for model in models])
     torch.compiler.reset()
     compiled = torch.compile(measure_losses, fullgraph=True, dynamic=False, backend=backend)
-    results = []
-    for measure in (measure_losses, compiled):
-        losses = measure(weights, tokens_NBT, shape, torch.float32)
-        results.append([losses, *torch.autograd.grad(losses.sum(), list(weights.values()))])
-    for plain, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    n_examples = shape.n_tokens // (shape.n_vars + 1)
+    lengths_N1 = torch.tensor([[n_examples], [1], [n_examples - 1]])
+    for shares_NS in (None, (torch.arange(n_examples) < lengths_N1) / lengths_N1):
+        results = []
+        for measure in (measure_losses, compiled):
+            losses = measure(weights, tokens_NBT, shape, torch.float32, shares_NS)
+            results.append([losses, *torch.autograd.grad(losses.sum(), list(weights.values()))])
+        for plain, fast in zip(*results, strict=True):
+            torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,8 @@ import modicl
 ROOMS = [
     ["residues", "randomness"],
     ["config"],
-    ["checks", "distributed", "curriculum"],
+    ["distributed", "curriculum"],
+    ["checks"],
     ["files", "environment", "metrics", "tasks", "model", "presets"],
     ["optim", "cost", "data", "taps"],
     ["predictors", "contexts"],

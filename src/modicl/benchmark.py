@@ -112,6 +112,8 @@ class _Job:
     """One engine, its members, and the time of each turn."""
 
     def __init__(self, config: RunConfig, name: str, members: int, device: torch.device) -> None:
+        # Steps on whole contexts are timed and counted, whatever the first stage of a curriculum has.
+        config = replace_field(config, "data.stage_examples", ())
         self.config, self.members, self.device = config, members, device
         seeds = [dataclasses.replace(config.seeds, data=i, weights=i) for i in range(members)]
         configs = [dataclasses.replace(config, seeds=each) for each in seeds]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 
 from modicl.config import MEASURES, SETS, ConfigError, DataConfig, RunConfig, read_as
+from modicl.curriculum import plan_ends
 from modicl.residues import is_prime
 
 MAX_TASKS = 2**24
@@ -52,7 +54,7 @@ def list_notes(config: RunConfig) -> list[str]:
         notes += set_without("optim", ("momentum",), f"optim.name={o.name}")
     if o.schedule == "constant":
         notes += set_without("optim", ("hold_steps", "final_factor"), "optim.schedule=constant")
-    elif o.hold_steps and o.warmup_steps + o.hold_steps >= config.train.steps:
+    elif o.warmup_steps < config.train.steps <= o.warmup_steps + o.hold_steps:
         notes.append(
             f"The learning rate never falls: optim.warmup_steps={o.warmup_steps} and optim.hold_steps={o.hold_steps} "
             f"are not below train.steps={config.train.steps} together."
@@ -64,11 +66,16 @@ def list_notes(config: RunConfig) -> list[str]:
             f"The learning rate never reaches optim.lr={o.lr}: optim.warmup_steps={o.warmup_steps} is not below "
             f"train.steps={config.train.steps}."
         )
-    last_stage = max((end for end, _, _ in d.stages), default=0) if d.contexts == "stages" else 0
-    if last_stage >= config.train.steps:
+    ends = plan_ends(d)
+    if ends and ends[-1] >= config.train.steps:
         notes.append(
-            f"Training ends inside the context curriculum: data.stages last until step {last_stage}, train.steps is "
+            f"Training may end inside the context curriculum: data.stages last until step {ends[-1]}, train.steps is "
             f"{config.train.steps}."
+        )
+    if d.leave_at > 0 and any(end - start < config.train.log_every for start, end in pairwise([0, *ends])):
+        notes.append(
+            f"A stage of data.stages is shorter than train.log_every={config.train.log_every}, so data.leave_at cannot "
+            f"end it."
         )
     if not is_prime(t.p):
         notes.append(
@@ -203,6 +210,11 @@ def _check_stages(d: DataConfig) -> None:
         d.leave_at == 0 or all(u > 0 for _, u, _ in d.stages),
         f"data.leave_at={d.leave_at} asks how well a stage's pool is used, and one stage has none: give it a pool, or "
         f"take data.leave_at=0.",
+    )
+    _require(
+        d.leave_at == 0 or min(d.stage_examples, default=d.n_examples) > 1,
+        f"data.leave_at={d.leave_at} asks how well examples are used, and a stage has one alone: give it two or more, "
+        f"or take data.leave_at=0.",
     )
 
 

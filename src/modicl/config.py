@@ -74,7 +74,7 @@ class DataConfig:
     stage_examples: tuple[int, ...] = ()
     """With contexts=stages: examples in a sequence of each stage, at most n_examples; () is n_examples in all."""
     leave_at: float = 0.0
-    """With contexts=stages: end a stage once its loss is this share of the way from its least to chance; 0 is never."""
+    """With contexts=stages: a stage ends at a log whose loss is this share of the way from least to chance; 0 is no."""
     pools: tuple[int, ...] = ()
     """With contexts=mixture: the pool sizes u, of which every sequence draws one; 0 is no pool."""
     slides: tuple[float, ...] = ()

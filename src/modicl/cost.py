@@ -18,7 +18,8 @@ def count_step_flop(config: RunConfig) -> float:
     """Floating-point operations of one training step of the whole model, forward and backward.
 
     Two a multiplication-and-addition of every matrix product, three times for forward and both gradients. Attention
-    counts its causal half. Nothing is taken off for what the last block need not compute.
+    counts its causal half. Nothing is taken off for what the last block need not compute, nor for shorter contexts in
+    the stages of a curriculum.
     """
     m, s = config.model, config.data.n_examples
     n_tokens = s * (config.task.n_vars + 1)

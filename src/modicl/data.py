@@ -1,4 +1,4 @@
-"""Sequences of examples, made on the device that trains; a batch is a pure function of (seed, step).
+"""Sequences of examples, made on the device that trains; a batch is a pure function of (seed, step, ends of stages).
 
 A sequence is n_examples examples of one task: x1 y1 z1 x2 y2 z2 ..., one token a number, no separators (paper, section
 on the task family). Training draws the inputs uniformly, as the paper does, or from a **context curriculum**, which
@@ -159,7 +159,7 @@ class PackedSampler:
     def batch(self, step_N: Tensor) -> Tensor:
         """The tokens (N, B, T) of each sampler's batch of its step.
 
-        Stages of fewer examples train on the first ones of it.
+        Contexts always have n_examples; engines cut them where a stage has fewer.
         """
         keys = dict(zip(_STREAMS, make_keys(make_keys(self.key_N, step_N, 0), 0, self.streams_X1), strict=True))
         place_B = torch.arange(self.size, device=self.device)

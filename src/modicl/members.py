@@ -80,7 +80,7 @@ class Member:
         self.losses: list[float] = checkpoint.meta["losses"] if checkpoint else []  # since the last log
         self.stage_ends = plan_ends(run.config.data)  # last step of each stage, planned or, behind it, as it was
         if checkpoint is not None:
-            self.stage_ends = checkpoint.meta.get("stage_ends", self.stage_ends)  # checkpoints have it since 0.2
+            self.stage_ends = list(checkpoint.meta.get("stage_ends", self.stage_ends))  # the first had none
         self.evaluations = [line for line in run.metrics if line["kind"] == "evaluation"] if checkpoint else []
         self.best = self._find_best()  # step of the best evaluation, known at every step and found once for each
 

@@ -113,7 +113,7 @@ def _describe_model(checkpoint: Checkpoint) -> str:
 def _describe_stages(data: DataConfig) -> str:
     """What else holds in the stages, and a comma after each."""
     examples = f"of {', '.join(map(str, data.stage_examples))} examples, " if data.stage_examples else ""
-    return examples + (f"left early at {data.leave_at}, " if data.leave_at else "")
+    return examples + (f"left at a loss {data.leave_at} of the way from its least to chance, " if data.leave_at else "")
 
 
 def _describe_training(run: Run, config: RunConfig) -> str:

@@ -40,7 +40,7 @@ _SHARED_WIDTH = 128
 """Widest model of which each CPU thread takes its own sequences: as far as was measured (benchmarks/threads.py)."""
 
 _VARIANTS = 128
-"""Forms of the loss that a process may compile."""
+"""Forms of the loss that a process may compile, past which torch refuses: one a length and number of rows."""
 
 _WARM_UP_STEPS = 3
 """Steps before a graph is captured, in which libraries choose and load their kernels."""
@@ -257,8 +257,9 @@ class PackedEngine:
 
     def set_stage_ends(self, row: int, ends: Sequence[int]) -> None:
         """Let the stages of this row's contexts end at these steps from now on."""
-        self.stage_ends[row] = list(ends)
-        self.sampler.set_stage_ends(row, ends)
+        if list(ends) != self.stage_ends[row]:
+            self.stage_ends[row] = list(ends)
+            self.sampler.set_stage_ends(row, ends)
 
     def keep(self, rows: Sequence[int]) -> Engine | None:
         """An engine of these rows alone, or None while compiling it would cost more than the others do."""
