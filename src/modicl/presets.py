@@ -75,7 +75,7 @@ def laptop_p29() -> RunConfig:
     """The paper's p = 29 with 256 tasks and 32 examples, on one core of a CPU: ratio matching on the way, width 64.
 
     A quarter of an hour in float32. At the last shot, 0.43 to 0.47 on all four sets, of the 0.67 to 0.70 that ratio
-    matching can reach. Other seeds seldom got so far: records/2026-11-21_stages.
+    matching can reach. No other seed tried got so far: records/2026-11-21_stages.
     """
     return RunConfig(
         task=TaskConfig(p=29, n_tasks=256),
