@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modicl import load_run
-from modicl.data import get_inputs, get_targets, make_train_sampler
+from modicl.data import get_targets, index_inputs, make_train_sampler
 from modicl.figures.style import COLUMN, make_figure, save_figure, use_style
 from modicl.model import GPT
+from modicl.residues import make_lines
 from modicl.runs import Run
 
 N_SEQUENCES = 4000
@@ -63,9 +64,7 @@ def share_out(model: GPT, tokens_BT: Tensor, p: int) -> dict[int, float]:
 @torch.no_grad()
 def tell_apart(model: GPT, tokens_BT: Tensor, p: int) -> dict[str, float | int]:
     """Accuracy at the last example, by whether the example before lies on its line."""
-    x_BS, y_BS = get_inputs(tokens_BT, 2).unbind(-1)
-    inverse_P = torch.tensor([pow(i, -1, p) if i else 0 for i in range(p)])
-    line_BS = torch.where(x_BS == 0, p, y_BS * inverse_P[x_BS] % p)
+    line_BS = torch.from_numpy(make_lines(p, 2)[0])[index_inputs(tokens_BT, 2, p)]
     on_BS = line_BS[:, :-1] == line_BS[:, -1:]
     both_B = (on_BS.sum(1) >= 3) & ~on_BS.all(1)
     right_B = (model(tokens_BT)[:, -1, :p].argmax(-1) == get_targets(tokens_BT, 2)[:, -1]).float()
