@@ -1,5 +1,6 @@
 """Stages of their own length and stages that end early: what they train on, when they end, and going on from there."""
 
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -19,8 +20,15 @@ from hypothesis import strategies as st
 
 from modicl import load_run, train
 from modicl.checks import check_config, list_notes
-from modicl.config import ConfigError, DataConfig, RunConfig, replace_field
-from modicl.curriculum import count_examples, find_least_loss, find_stage, is_stage_learned, plan_ends
+from modicl.config import ConfigError, DataConfig, OptimConfig, RunConfig, replace_field
+from modicl.curriculum import (
+    count_examples,
+    find_least_loss,
+    find_stage,
+    get_weight_decay,
+    is_stage_learned,
+    plan_ends,
+)
 from modicl.data import PackedSampler, make_train_sampler
 from modicl.distributed import join_group
 from modicl.environment import use_threads
@@ -59,6 +67,9 @@ def test_a_stage_is_of_the_steps_before_its_end() -> None:
     assert [count_examples(data, [1, 3, 4], step) for step in range(6)] == [4, 9, 9, 1, 9, 9]
     plain = dataclasses.replace(data, stage_examples=())
     assert [count_examples(plain, [2, 3, 6], step) for step in range(8)] == [9] * 8
+    optim = OptimConfig(weight_decay=0.5, stage_weight_decay=(0.25, 2.0, 0.0))
+    assert [get_weight_decay(optim, [1, 3, 4], step) for step in range(6)] == [0.25, 2.0, 2.0, 0.0, 0.5, 0.5]
+    assert get_weight_decay(optim, [], 0) == get_weight_decay(OptimConfig(weight_decay=0.5), [1, 3, 4], 0) == 0.5
     for contexts in ("uniform", "mixture"):
         other = dataclasses.replace(data, contexts=contexts)
         assert plan_ends(other) == []
@@ -120,6 +131,23 @@ def test_the_eager_engine_and_the_fast_one_agree_across_stages() -> None:
     assert measure_difference(fast.get_state(0)[0], eager.get_state(0)[0]) < 5e-6
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree", "muon"])
+@pytest.mark.parametrize("engine", ["eager", "fast"])
+def test_a_stage_decays_as_a_run_with_its_decay_throughout(engine: str, optimizer: str) -> None:
+    base = change(make_base(optimizer), **STAGED, train__engine=engine, optim__lr=0.02)
+    config = change(base, optim__weight_decay=3.0, optim__stage_weight_decay=(0.0, 8.0, 1.0))
+    decays = [0.0] * 3 + [8.0] * 4 + [1.0] * 3 + [3.0] * 2
+    trained, *others = make_engines([config], *([change(base, optim__weight_decay=decay)] for decay in decays))
+    for step, other in enumerate(others):
+        other.set_state(0, step, *copy.deepcopy(trained.get_state(0)))
+        make_steps(trained, 1)
+        make_steps(other, 1)
+        assert measure_difference(trained.get_state(0)[0], other.get_state(0)[0]) == 0, step
+    (without,) = make_engines([base])
+    make_steps(without, len(decays))
+    assert measure_difference(trained.get_state(0)[0], without.get_state(0)[0]) > 1e-3
+
+
 def make_rows() -> list[RunConfig]:
     """Stages and lengths of every kind; those of the last are the first's."""
     first: dict[str, Any] = STAGED | {"data__stages": ((4, 2, 0.5), (12, 1, 0.9)), "data__stage_examples": (3, 5)}
@@ -154,7 +182,8 @@ def test_packed_rows_have_the_losses_that_each_has_alone(kept: list[int], ends: 
 STAGES: dict[str, Any] = {"data__contexts": "stages", "data__stages": ((6, 1, 0.0), (31, 1, 0.0), (44, 2, 0.0))}
 OFTEN = {"train__log_every": 5, "train__eval_every": 40, "train__save_every": 14, "train__keep": 1, "train__steps": 40}
 FAST = {"data__shared_inputs": False, "optim__lr": 0.02, "optim__warmup_steps": 2, "model__init_std": 0.2}
-LEAVING = STAGES | {"data__stage_examples": (8, 6, 7), "data__leave_at": 0.99, "train__threads": 1} | OFTEN | FAST
+OWN = {"data__stage_examples": (8, 6, 7), "data__leave_at": 0.99, "optim__stage_weight_decay": (0.0, 2.0, 0.5)}
+LEAVING = STAGES | OWN | {"train__threads": 1} | OFTEN | FAST
 LEFT = [6, 15, 20]
 """Where LEAVING's stages end: the second and the third after the first five steps that are theirs alone."""
 
@@ -247,7 +276,7 @@ def test_a_run_that_leaves_early_goes_on_bit_for_bit(leaving, tmp_path: Path, en
 def test_a_pack_whose_runs_leave_at_different_steps_is_what_each_is_alone(leaving, tmp_path: Path) -> None:
     # Stages and logs of their own; the second is over first, and the last has no stages.
     second = {"data__leave_at": 0.96, "train__log_every": 4, "train__steps": 30, "seeds__data": 1, "seeds__weights": 1}
-    third = {"data__stages": ((36, 1, 0.0),), "data__stage_examples": (6,), "data__leave_at": 0.6}
+    third = {"data__stages": ((36, 1, 0.0),), "data__stage_examples": (6,), "data__leave_at": 0.6, "optim__stage_weight_decay": ()}
     uniform = {"data__contexts": "uniform", "seeds__data": 3}
     configs = [make_leaving(**changes) for changes in ({}, second, third, uniform)]
     alone = [leaving["fast"], *(train(config, tmp_path / f"alone{i}") for i, config in enumerate(configs) if i > 0)]
@@ -287,7 +316,8 @@ def test_two_processes_leave_where_one_does(leaving, tmp_path: Path) -> None:
 
 
 def drop_settings(config: dict[str, Any]) -> None:
-    del config["data"]["stage_examples"], config["data"]["leave_at"], config["optim"]["hold_steps"]
+    del config["data"]["stage_examples"], config["data"]["leave_at"]
+    del config["optim"]["hold_steps"], config["optim"]["stage_weight_decay"]
 
 
 def make_old(folder: Path) -> None:
@@ -307,7 +337,8 @@ def make_old(folder: Path) -> None:
 
 def test_an_older_run_goes_on_with_the_stages_as_planned(tmp_path: Path) -> None:
     stages = ((8, 1, 0.0), (18, 0, 0.9), (25, 3, 0.0))
-    config = make_leaving(data__leave_at=0.0, data__stage_examples=(), data__stages=stages, train__steps=30)
+    default: dict[str, Any] = {"data__leave_at": 0.0, "data__stage_examples": (), "optim__stage_weight_decay": ()}
+    config = make_leaving(data__stages=stages, train__steps=30, **default)
     whole = train(config, tmp_path / "whole")
     with pytest.raises(InterruptedRun):
         train(config, tmp_path / "cut", reporter=StopAt(13))
@@ -320,7 +351,7 @@ def test_an_older_run_goes_on_with_the_stages_as_planned(tmp_path: Path) -> None
 
 
 def test_a_config_without_the_new_settings_has_their_defaults_and_no_other_may_lack() -> None:
-    plain = make_leaving(data__stage_examples=(), data__leave_at=0.0)
+    plain = make_leaving(data__stage_examples=(), data__leave_at=0.0, optim__stage_weight_decay=())
     old = json.loads(json.dumps(plain.to_dict()))
     drop_settings(old)
     assert RunConfig.from_dict(old) == plain
@@ -349,6 +380,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data__leave_at": 1.0}, r"data\.leave_at is 1\.0; it has to be at least 0 and below 1"),
     ({"data__leave_at": -0.1}, r"data\.leave_at is -0\.1; it has to be at least 0 and below 1"),
     ({"data__leave_at": math.nan}, r"data\.leave_at is nan"),
+    ({"optim__stage_weight_decay": (1.0,)}, r"optim\.stage_weight_decay has 1 numbers for 3 stages; take one a stage"),
+    ({"optim__stage_weight_decay": (1.0, -0.5, 1.0)}, r"optim\.stage_weight_decay has -0\.5; it has to be finite and"),
+    ({"optim__stage_weight_decay": (1.0, math.nan, 1.0)}, r"optim\.stage_weight_decay has nan; it has to be finite"),
+    ({"optim__stage_weight_decay": (math.inf, 1.0, 1.0)}, r"optim\.stage_weight_decay has inf; it has to be finite"),
     (
         {"data__stages": ((8, 1, 0.0), (9, 0, 0.5), (10, 1, 0.0))},
         r"data\.leave_at=0\.99 asks how well a stage's pool is used, and one stage has none: give it a pool, or take",
@@ -376,7 +411,11 @@ def test_what_can_be_is_not_refused_and_has_no_note() -> None:
 
 
 @pytest.mark.parametrize("contexts", ["uniform", "mixture"])
-@pytest.mark.parametrize("setting", [{"data__stage_examples": (3,)}, {"data__leave_at": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [{"data__stage_examples": (3,)}, {"data__leave_at": 0.5}, {"optim__stage_weight_decay": (0.5,)}],
+    ids=str,
+)
 def test_settings_of_stages_are_noted_where_there_are_none(contexts: str, setting: dict[str, Any]) -> None:
     mixture: dict[str, Any] = {"data__pools": (1,), "data__slides": (0.5,)} if contexts == "mixture" else {}
     config = make_base(data__contexts=contexts, **mixture, **setting)

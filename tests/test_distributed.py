@@ -181,7 +181,8 @@ def test_two_processes_sum_their_gradients_to_the_bit(trained):
             grads = torch.autograd.grad(part, list(optimizer.weights.values()))
             sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
             loss += part.detach()
-        optimizer.set_rates([get_learning_rate(step, config.optim, config.train.steps)])
+        rate = get_learning_rate(step, config.optim, config.train.steps)
+        optimizer.set_rates([rate], [config.optim.weight_decay])
         optimizer.step(sums)
         losses.append(loss.item())
     run = load_run(trained / "2" / "uneven")

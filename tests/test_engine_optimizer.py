@@ -96,7 +96,8 @@ class Together:
 
     def run(self, start: int, end: int) -> None:
         for step in range(start, end):
-            self.optimizer.set_rates([get_learning_rate(step, c.optim, c.train.steps) for c in self.configs])
+            rates = [get_learning_rate(step, c.optim, c.train.steps) for c in self.configs]
+            self.optimizer.set_rates(rates, [c.optim.weight_decay for c in self.configs])
             each = [make_gradients(config, step) for config in self.configs]
             names = self.optimizer.names
             grads = [torch.stack([one[name] for one in each]) if self.packed else each[0][name] for name in names]

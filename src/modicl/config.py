@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 CONFIG_VERSION = 1
 """Raised whenever an older modicl could misread a config written by this one."""
 
-_ADDED = {"data": {"stage_examples": (), "leave_at": 0.0}, "optim": {"hold_steps": 0}}
+_ADDED = {"data": {"stage_examples": (), "leave_at": 0.0}, "optim": {"stage_weight_decay": (), "hold_steps": 0}}
 """Settings that configs written before there were any lack, and what those runs did."""
 
 SETS = ("id_train", "id_test", "ood_train", "ood_test")
@@ -127,6 +127,8 @@ class OptimConfig:
     """Momentum of sgd and muon."""
     weight_decay: float = 2.0
     """Decay a unit of learning rate, on every matrix (see tied), not on LayerNorm: decoupled, for sgd an L2 term."""
+    stage_weight_decay: tuple[float, ...] = ()
+    """With data.contexts=stages: weight decay in each stage, then weight_decay; () is weight_decay in all."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """From lr after warm-up and hold_steps down to final_factor * lr at the end of the last step, or constant."""
     warmup_steps: int = 10_000

@@ -129,10 +129,11 @@ def _describe_training(run: Run, config: RunConfig) -> str:
         "mixture": f"a mixture of pools {d.pools} and chances to slide {d.slides}",
     }[d.contexts]
     hold = f", {o.hold_steps} at the top" if o.hold_steps else ""
+    in_stages = f", in the stages {', '.join(map(str, o.stage_weight_decay))}" if o.stage_weight_decay else ""
     processes = environment.get("processes", 1)
     rows = {
         "optimizer": f"{o.name}, learning rate {o.lr} ({o.schedule}, {o.warmup_steps} steps of warm-up{hold}), "
-        f"weight decay {o.weight_decay}",
+        f"weight decay {o.weight_decay}{in_stages}",
         "batches": f"{d.batch_size} sequences; contexts {contexts}",
         "steps": f"{summary['steps']:,} of {config.train.steps:,}{stopped}, in {took} with evaluations",
         "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),

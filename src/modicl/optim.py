@@ -64,11 +64,13 @@ class Optimizer:
         o = config.optim
         self.config = config
         self.weights = dict(model.named_parameters())
+        self.weight_decay = o.weight_decay
+        """That of the next update, which stages of a curriculum may change."""
         names = split_parameters(model, config.model.tied)
         decayed = names["embedding"] + (names["matrix"] if o.name != "muon" else [])
         groups = [
-            {"params": [self.weights[name] for name in decayed], "weight_decay": o.weight_decay},
-            {"params": [self.weights[name] for name in names["plain"]], "weight_decay": 0.0},
+            {"params": [self.weights[name] for name in decayed], "decays": True},
+            {"params": [self.weights[name] for name in names["plain"]], "decays": False},
         ]
         betas = (o.beta1, o.beta2)
         self.parts: list[Any] = []
@@ -82,13 +84,8 @@ class Optimizer:
             self.parts.append(torch.optim.AdamW(groups, lr=o.lr, betas=betas, eps=o.eps, fused=True))
         if o.name == "muon":
             # q, k and v are matrices of their own in the model, so each is orthogonalized by itself.
-            muon = torch.optim.Muon(
-                [self.weights[name] for name in names["matrix"]],
-                lr=o.lr,
-                weight_decay=o.weight_decay,
-                momentum=o.momentum,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            matrices = {"params": [self.weights[name] for name in names["matrix"]], "decays": True}
+            muon = torch.optim.Muon([matrices], lr=o.lr, momentum=o.momentum, adjust_lr_fn="match_rms_adamw")
             self.parts.append(muon)
 
     def step(self, step: int) -> None:
@@ -100,6 +97,7 @@ class Optimizer:
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
+                group["weight_decay"] = self.weight_decay if group["decays"] else 0.0
             part.step()
             part.zero_grad(set_to_none=True)
         self.updates += 1

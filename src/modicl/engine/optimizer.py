@@ -78,9 +78,11 @@ class PackedOptimizer:
             return column([getattr(config.optim, field) for config in self.configs])
 
         self.beta1, self.beta2, self.eps = read("beta1"), read("beta2"), read("eps")
-        self.momentum, self.decay, self.clip = read("momentum"), read("weight_decay"), read("clip")
+        self.momentum, self.clip = read("momentum"), read("clip")
         self.clips = any(config.optim.clip > 0 for config in self.configs)
-        self.lr, self.updates, self.lr_max, self.weight_sum = (column([0.0] * len(self.configs)) for _ in range(4))
+        self.lr, self.decay, self.updates, self.lr_max, self.weight_sum = (
+            column([0.0] * len(self.configs)) for _ in range(5)
+        )
 
     @property
     def changing(self) -> list[Tensor]:
@@ -91,9 +93,10 @@ class PackedOptimizer:
         """The weights in a buffer (..., P), by name, as views of it."""
         return {name: flat[..., self.places[name]].unflatten(-1, shape) for name, shape in self.shapes.items()}
 
-    def set_rates(self, rates: list[float]) -> None:
-        """The learning rate of each model's next update."""
-        self.lr.copy_(torch.tensor(rates, dtype=torch.float64).view_as(self.lr), non_blocking=True)
+    def set_rates(self, rates: list[float], decays: list[float]) -> None:
+        """The learning rate and the weight decay of each model's next update."""
+        for numbers, values in ((self.lr, rates), (self.decay, decays)):
+            numbers.copy_(torch.tensor(values, dtype=torch.float64).view_as(numbers), non_blocking=True)
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor]) -> None:

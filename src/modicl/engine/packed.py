@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl.config import SETS, RunConfig
-from modicl.curriculum import count_examples, plan_ends
+from modicl.curriculum import count_examples, get_weight_decay, plan_ends
 from modicl.data import PackedSampler, get_targets, make_evaluation_sampler, make_train_sampler
 from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
@@ -142,10 +142,10 @@ class PackedEngine:
         """Make one more update of every row. Losses stay on the device."""
         if self.n_held == _HELD:
             self._read_losses()
-        rates = [
-            get_learning_rate(done, c.optim, c.train.steps) for done, c in zip(self.done, self.configs, strict=True)
-        ]
-        self.optimizer.set_rates(rates)
+        rows = list(zip(self.configs, self.stage_ends, self.done, strict=True))
+        rates = [get_learning_rate(done, config.optim, config.train.steps) for config, _, done in rows]
+        decays = [get_weight_decay(config.optim, ends, done) for config, ends, done in rows]
+        self.optimizer.set_rates(rates, decays)
         self._set_lengths()
         if not self.captures:
             self._update()
