@@ -90,7 +90,13 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_due() -> None:
     assert [type(s) for s in config.data.slides] == [float, float]
 
 
-ADDED = {"data.stage_examples", "data.leave_at", "optim.stage_weight_decay", "optim.hold_steps"}  # not in configs of the first versions
+ADDED = {
+    "data.stage_examples",
+    "data.leave_at",
+    "optim.stage_lr",
+    "optim.stage_weight_decay",
+    "optim.hold_steps",
+}  # not in configs of the first versions
 
 
 @pytest.mark.parametrize("path", [path for path in FIELDS if path not in ADDED])

@@ -21,18 +21,12 @@ from hypothesis import strategies as st
 from modicl import load_run, train
 from modicl.checks import check_config, list_notes
 from modicl.config import ConfigError, DataConfig, OptimConfig, RunConfig, replace_field
-from modicl.curriculum import (
-    count_examples,
-    find_least_loss,
-    find_stage,
-    get_weight_decay,
-    is_stage_learned,
-    plan_ends,
-)
+from modicl.curriculum import count_examples, find_least_loss, find_stage, is_stage_learned, plan_ends
 from modicl.data import PackedSampler, make_train_sampler
 from modicl.distributed import join_group
 from modicl.environment import use_threads
 from modicl.model import GPT
+from modicl.optim import get_learning_rate, get_weight_decay
 from modicl.runs import Run
 from modicl.tasks import make_split
 from modicl.training import InterruptedRun
@@ -68,12 +62,31 @@ def test_a_stage_is_of_the_steps_before_its_end() -> None:
     plain = dataclasses.replace(data, stage_examples=())
     assert [count_examples(plain, [2, 3, 6], step) for step in range(8)] == [9] * 8
     optim = OptimConfig(weight_decay=0.5, stage_weight_decay=(0.25, 2.0, 0.0))
-    assert [get_weight_decay(optim, [1, 3, 4], step) for step in range(6)] == [0.25, 2.0, 2.0, 0.0, 0.5, 0.5]
-    assert get_weight_decay(optim, [], 0) == get_weight_decay(OptimConfig(weight_decay=0.5), [1, 3, 4], 0) == 0.5
+    assert [get_weight_decay(step, optim, [1, 3, 4]) for step in range(6)] == [0.25, 2.0, 2.0, 0.0, 0.5, 0.5]
+    assert get_weight_decay(0, optim, []) == get_weight_decay(0, OptimConfig(weight_decay=0.5), [1, 3, 4]) == 0.5
     for contexts in ("uniform", "mixture"):
         other = dataclasses.replace(data, contexts=contexts)
         assert plan_ends(other) == []
         assert count_examples(other, [], 0) == 9
+
+
+def test_a_stage_has_its_rate_and_the_schedule_begins_after_the_last() -> None:
+    staged = OptimConfig(lr=0.5, stage_lr=(0.25, 2.0), warmup_steps=4, warmup_factor=0.5, final_factor=0.0)
+    rates = [get_learning_rate(step, staged, 20, [3, 8]) for step in range(20)]
+    assert rates[:8] == [0.25 * 0.5, 0.25 * 0.625, 0.25 * 0.75, 2.0 * 0.875] + [2.0] * 4
+    plain = dataclasses.replace(staged, stage_lr=(), warmup_steps=0)
+    assert rates[8:] == [get_learning_rate(step, plain, 12) for step in range(12)]
+    # Held after the stages; warmed up beyond them; without stages; without rates of their own.
+    held = dataclasses.replace(staged, hold_steps=5)
+    assert [get_learning_rate(step, held, 20, [3, 8]) for step in range(8, 20)] == [0.5] * 5 + [
+        get_learning_rate(step, plain, 7) for step in range(7)
+    ]
+    assert get_learning_rate(3, staged, 20, [1, 2]) == 0.5 * 0.875
+    assert get_learning_rate(5, staged, 20, [1, 2]) == get_learning_rate(1, plain, 16)
+    alone = dataclasses.replace(staged, stage_lr=())
+    for step in range(20):
+        expected = get_learning_rate(step, alone, 20)
+        assert get_learning_rate(step, staged, 20, []) == get_learning_rate(step, alone, 20, [3, 8]) == expected
 
 
 @pytest.mark.parametrize(("lengths", "n_examples"), [((), (4, 4)), ((3, 2), (3, 2))])
@@ -133,18 +146,21 @@ def test_the_eager_engine_and_the_fast_one_agree_across_stages() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree", "muon"])
 @pytest.mark.parametrize("engine", ["eager", "fast"])
-def test_a_stage_decays_as_a_run_with_its_decay_throughout(engine: str, optimizer: str) -> None:
-    base = change(make_base(optimizer), **STAGED, train__engine=engine, optim__lr=0.02)
-    config = change(base, optim__weight_decay=3.0, optim__stage_weight_decay=(0.0, 8.0, 1.0))
-    decays = [0.0] * 3 + [8.0] * 4 + [1.0] * 3 + [3.0] * 2
-    trained, *others = make_engines([config], *([change(base, optim__weight_decay=decay)] for decay in decays))
+def test_a_stage_steps_as_a_run_with_its_rate_and_decay_throughout(engine: str, optimizer: str) -> None:
+    base = change(make_base(optimizer), **STAGED, train__engine=engine, optim__schedule="constant")
+    base = change(base, optim__lr=0.02, optim__warmup_steps=0)
+    own = {"optim__stage_weight_decay": (0.0, 8.0, 1.0), "optim__stage_lr": (0.01, 0.002, 0.03)}
+    config = change(base, optim__weight_decay=3.0, **own)
+    numbers = [(0.01, 0.0)] * 3 + [(0.002, 8.0)] * 4 + [(0.03, 1.0)] * 3 + [(0.02, 3.0)] * 2
+    rows = [change(base, optim__lr=lr, optim__weight_decay=decay) for lr, decay in numbers]
+    trained, *others = make_engines([config], *([row] for row in rows))
     for step, other in enumerate(others):
         other.set_state(0, step, *copy.deepcopy(trained.get_state(0)))
         make_steps(trained, 1)
         make_steps(other, 1)
         assert measure_difference(trained.get_state(0)[0], other.get_state(0)[0]) == 0, step
     (without,) = make_engines([base])
-    make_steps(without, len(decays))
+    make_steps(without, len(numbers))
     assert measure_difference(trained.get_state(0)[0], without.get_state(0)[0]) > 1e-3
 
 
@@ -182,7 +198,8 @@ def test_packed_rows_have_the_losses_that_each_has_alone(kept: list[int], ends: 
 STAGES: dict[str, Any] = {"data__contexts": "stages", "data__stages": ((6, 1, 0.0), (31, 1, 0.0), (44, 2, 0.0))}
 OFTEN = {"train__log_every": 5, "train__eval_every": 40, "train__save_every": 14, "train__keep": 1, "train__steps": 40}
 FAST = {"data__shared_inputs": False, "optim__lr": 0.02, "optim__warmup_steps": 2, "model__init_std": 0.2}
-OWN = {"data__stage_examples": (8, 6, 7), "data__leave_at": 0.99, "optim__stage_weight_decay": (0.0, 2.0, 0.5)}
+OWN: dict[str, Any] = {"optim__stage_weight_decay": (0.0, 2.0, 0.5), "optim__stage_lr": (0.02, 0.025, 0.03)}
+OWN |= {"data__stage_examples": (8, 6, 7), "data__leave_at": 0.99}
 LEAVING = STAGES | OWN | {"train__threads": 1} | OFTEN | FAST
 LEFT = [6, 15, 20]
 """Where LEAVING's stages end: the second and the third after the first five steps that are theirs alone."""
@@ -276,7 +293,8 @@ def test_a_run_that_leaves_early_goes_on_bit_for_bit(leaving, tmp_path: Path, en
 def test_a_pack_whose_runs_leave_at_different_steps_is_what_each_is_alone(leaving, tmp_path: Path) -> None:
     # Stages and logs of their own; the second is over first, and the last has no stages.
     second = {"data__leave_at": 0.96, "train__log_every": 4, "train__steps": 30, "seeds__data": 1, "seeds__weights": 1}
-    third = {"data__stages": ((36, 1, 0.0),), "data__stage_examples": (6,), "data__leave_at": 0.6, "optim__stage_weight_decay": ()}
+    third = {"data__stages": ((36, 1, 0.0),), "data__stage_examples": (6,), "data__leave_at": 0.6}
+    third |= {"optim__stage_weight_decay": (), "optim__stage_lr": ()}
     uniform = {"data__contexts": "uniform", "seeds__data": 3}
     configs = [make_leaving(**changes) for changes in ({}, second, third, uniform)]
     alone = [leaving["fast"], *(train(config, tmp_path / f"alone{i}") for i, config in enumerate(configs) if i > 0)]
@@ -315,9 +333,14 @@ def test_two_processes_leave_where_one_does(leaving, tmp_path: Path) -> None:
 # --- what older versions wrote
 
 
+OLD: dict[str, Any] = {"data__leave_at": 0.0, "data__stage_examples": ()}
+OLD |= {"optim__stage_weight_decay": (), "optim__stage_lr": ()}
+"""What configs did that have none of these settings."""
+
+
 def drop_settings(config: dict[str, Any]) -> None:
     del config["data"]["stage_examples"], config["data"]["leave_at"]
-    del config["optim"]["hold_steps"], config["optim"]["stage_weight_decay"]
+    del config["optim"]["hold_steps"], config["optim"]["stage_weight_decay"], config["optim"]["stage_lr"]
 
 
 def make_old(folder: Path) -> None:
@@ -337,8 +360,7 @@ def make_old(folder: Path) -> None:
 
 def test_an_older_run_goes_on_with_the_stages_as_planned(tmp_path: Path) -> None:
     stages = ((8, 1, 0.0), (18, 0, 0.9), (25, 3, 0.0))
-    default: dict[str, Any] = {"data__leave_at": 0.0, "data__stage_examples": (), "optim__stage_weight_decay": ()}
-    config = make_leaving(data__stages=stages, train__steps=30, **default)
+    config = make_leaving(data__stages=stages, train__steps=30, **OLD)
     whole = train(config, tmp_path / "whole")
     with pytest.raises(InterruptedRun):
         train(config, tmp_path / "cut", reporter=StopAt(13))
@@ -351,7 +373,7 @@ def test_an_older_run_goes_on_with_the_stages_as_planned(tmp_path: Path) -> None
 
 
 def test_a_config_without_the_new_settings_has_their_defaults_and_no_other_may_lack() -> None:
-    plain = make_leaving(data__stage_examples=(), data__leave_at=0.0, optim__stage_weight_decay=())
+    plain = make_leaving(**OLD)
     old = json.loads(json.dumps(plain.to_dict()))
     drop_settings(old)
     assert RunConfig.from_dict(old) == plain
@@ -380,6 +402,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data__leave_at": 1.0}, r"data\.leave_at is 1\.0; it has to be at least 0 and below 1"),
     ({"data__leave_at": -0.1}, r"data\.leave_at is -0\.1; it has to be at least 0 and below 1"),
     ({"data__leave_at": math.nan}, r"data\.leave_at is nan"),
+    ({"optim__stage_lr": (1.0, 1.0)}, r"optim\.stage_lr has 2 numbers for 3 stages; take one a stage"),
+    ({"optim__stage_lr": (1.0, 0.0, 1.0)}, r"optim\.stage_lr has 0\.0; a learning rate has to be positive and finite"),
+    ({"optim__stage_lr": (1.0, math.nan, 1.0)}, r"optim\.stage_lr has nan; a learning rate has to be positive"),
+    ({"optim__stage_lr": (1.0, 1.0, math.inf)}, r"optim\.stage_lr has inf; a learning rate has to be positive"),
     ({"optim__stage_weight_decay": (1.0,)}, r"optim\.stage_weight_decay has 1 numbers for 3 stages; take one a stage"),
     ({"optim__stage_weight_decay": (1.0, -0.5, 1.0)}, r"optim\.stage_weight_decay has -0\.5; it has to be finite and"),
     ({"optim__stage_weight_decay": (1.0, math.nan, 1.0)}, r"optim\.stage_weight_decay has nan; it has to be finite"),
@@ -413,7 +439,12 @@ def test_what_can_be_is_not_refused_and_has_no_note() -> None:
 @pytest.mark.parametrize("contexts", ["uniform", "mixture"])
 @pytest.mark.parametrize(
     "setting",
-    [{"data__stage_examples": (3,)}, {"data__leave_at": 0.5}, {"optim__stage_weight_decay": (0.5,)}],
+    [
+        {"data__stage_examples": (3,)},
+        {"data__leave_at": 0.5},
+        {"optim__stage_weight_decay": (0.5,)},
+        {"optim__stage_lr": (0.5,)},
+    ],
     ids=str,
 )
 def test_settings_of_stages_are_noted_where_there_are_none(contexts: str, setting: dict[str, Any]) -> None:

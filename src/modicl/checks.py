@@ -46,7 +46,7 @@ def list_notes(config: RunConfig) -> list[str]:
         notes += set_without("task", ("n_random",), f"task.rule={t.rule}")
     if d.contexts != "stages":
         notes += set_without("data", ("stages", "stage_examples", "leave_at"), f"data.contexts={d.contexts}")
-        notes += set_without("optim", ("stage_weight_decay",), f"data.contexts={d.contexts}")
+        notes += set_without("optim", ("stage_lr", "stage_weight_decay"), f"data.contexts={d.contexts}")
     if d.contexts != "mixture":
         notes += set_without("data", ("pools", "slides"), f"data.contexts={d.contexts}")
     if o.name == "sgd":
@@ -251,10 +251,14 @@ def _check_optim(config: RunConfig) -> None:
         value = getattr(o, name)
         _require(value >= 0, f"optim.{name} is {value}; it cannot be negative.")
     n_stages = len(config.data.stages)
-    _require(
-        not o.stage_weight_decay or config.data.contexts != "stages" or len(o.stage_weight_decay) == n_stages,
-        f"optim.stage_weight_decay has {len(o.stage_weight_decay)} numbers for {n_stages} stages; take one a stage.",
-    )
+    for name in ("stage_lr", "stage_weight_decay"):
+        values = getattr(o, name)
+        _require(
+            not values or config.data.contexts != "stages" or len(values) == n_stages,
+            f"optim.{name} has {len(values)} numbers for {n_stages} stages; take one a stage.",
+        )
+    for value in o.stage_lr:
+        _require(0 < value < math.inf, f"optim.stage_lr has {value}; a learning rate has to be positive and finite.")
     for value in o.stage_weight_decay:
         _require(0 <= value < math.inf, f"optim.stage_weight_decay has {value}; it has to be finite and not negative.")
     _require(o.name != "schedulefree" or o.beta1 > 0, "optim.beta1 is 0, and optim.name=schedulefree divides by it.")

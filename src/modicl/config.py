@@ -19,7 +19,10 @@ from typing import Any, Literal, get_args, get_origin
 CONFIG_VERSION = 1
 """Raised whenever an older modicl could misread a config written by this one."""
 
-_ADDED = {"data": {"stage_examples": (), "leave_at": 0.0}, "optim": {"stage_weight_decay": (), "hold_steps": 0}}
+_ADDED = {
+    "data": {"stage_examples": (), "leave_at": 0.0},
+    "optim": {"stage_lr": (), "stage_weight_decay": (), "hold_steps": 0},
+}
 """Settings that configs written before there were any lack, and what those runs did."""
 
 SETS = ("id_train", "id_test", "ood_train", "ood_test")
@@ -117,6 +120,8 @@ class OptimConfig:
     """adamw (the paper), sgd with momentum, schedule-free AdamW, or Muon for the blocks' matrices with AdamW beside."""
     lr: float = 1.5e-4
     """Peak learning rate; Muon's is matched to AdamW's update size, so that one value serves both."""
+    stage_lr: tuple[float, ...] = ()
+    """With data.contexts=stages: learning rate in each stage, then lr, whose schedule begins there; () is lr in all."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.98
@@ -134,7 +139,7 @@ class OptimConfig:
     warmup_steps: int = 10_000
     """Steps of linear warm-up."""
     hold_steps: int = 0
-    """Steps at lr between the warm-up and the way down."""
+    """Steps at lr between the warm-up, or stages with rates of their own, and the way down."""
     warmup_factor: float = 0.01
     """Learning rate of the first step over lr."""
     final_factor: float = 0.1

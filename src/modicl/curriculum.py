@@ -1,4 +1,4 @@
-"""Where a run is in its context curriculum: when its stages end, their contexts and decay, what they leave unknown.
+"""Where a run is in its context curriculum: when its stages end, how long their contexts are, what they leave unknown.
 
 The stages of a run end at the steps of `data.stages`, or earlier with `data.leave_at`. Ends are lists of steps, one a
 stage, increasing; a checkpoint holds them, since with `data.leave_at` training decides them.
@@ -10,7 +10,7 @@ import bisect
 import math
 from collections.abc import Sequence
 
-from modicl.config import DataConfig, OptimConfig
+from modicl.config import DataConfig
 
 
 def plan_ends(data: DataConfig) -> list[int]:
@@ -27,12 +27,6 @@ def count_examples(data: DataConfig, ends: Sequence[int], step: int) -> int:
     """Examples of the contexts of update number `step`, from 0."""
     stage = find_stage(ends, step)
     return data.stage_examples[stage] if data.stage_examples and stage < len(ends) else data.n_examples
-
-
-def get_weight_decay(optim: OptimConfig, ends: Sequence[int], step: int) -> float:
-    """Weight decay of update number `step`, from 0."""
-    stage = find_stage(ends, step)
-    return optim.stage_weight_decay[stage] if optim.stage_weight_decay and stage < len(ends) else optim.weight_decay
 
 
 def find_least_loss(p: int, pool: int, n_examples: int) -> float:

@@ -146,7 +146,7 @@ class Member:
 
     def log(self, together: int = 1) -> None:
         """Write the mean of the losses since the last log, and this run's share of the time of `together` runs."""
-        lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps)
+        lr = get_learning_rate(self.done - 1, self.config.optim, self.config.train.steps, self.stage_ends)
         loss = math.fsum(self.losses) / len(self.losses)
         self._leave_stage(loss)
         self.losses = []

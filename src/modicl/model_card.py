@@ -116,6 +116,11 @@ def _describe_stages(data: DataConfig) -> str:
     return examples + (f"left at a loss {data.leave_at} of the way from its least to chance, " if data.leave_at else "")
 
 
+def _describe_own(values: tuple[float, ...]) -> str:
+    """What the stages have instead."""
+    return f" (in the stages {', '.join(map(str, values))})" if values else ""
+
+
 def _describe_training(run: Run, config: RunConfig) -> str:
     summary, environment = read_json(run.path / "summary.json"), read_json(run.path / "environment.json")
     o, d, seeds = config.optim, config.data, dataclasses.asdict(config.seeds)
@@ -129,11 +134,11 @@ def _describe_training(run: Run, config: RunConfig) -> str:
         "mixture": f"a mixture of pools {d.pools} and chances to slide {d.slides}",
     }[d.contexts]
     hold = f", {o.hold_steps} at the top" if o.hold_steps else ""
-    in_stages = f", in the stages {', '.join(map(str, o.stage_weight_decay))}" if o.stage_weight_decay else ""
     processes = environment.get("processes", 1)
     rows = {
-        "optimizer": f"{o.name}, learning rate {o.lr} ({o.schedule}, {o.warmup_steps} steps of warm-up{hold}), "
-        f"weight decay {o.weight_decay}{in_stages}",
+        "optimizer": f"{o.name}, learning rate {o.lr}{_describe_own(o.stage_lr)} ({o.schedule}, {o.warmup_steps} steps "
+        f"of warm-up{hold}), "
+        f"weight decay {o.weight_decay}{_describe_own(o.stage_weight_decay)}",
         "batches": f"{d.batch_size} sequences; contexts {contexts}",
         "steps": f"{summary['steps']:,} of {config.train.steps:,}{stopped}, in {took} with evaluations",
         "seeds": ", ".join(f"{name} {seed}" for name, seed in seeds.items()),

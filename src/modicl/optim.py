@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, and the learning rate as a pure function of the step.
+"""Parameter groups, optimizers, and learning rate and weight decay as pure functions of the step.
 
 AdamW is the paper's; SGD with momentum, schedule-free AdamW (the `schedulefree` package) and Muon (torch.optim.Muon for
 the blocks' matrices, AdamW for the rest) are options. `Optimizer` steps whichever it is and turns its state into named
@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modicl.config import ConfigError, OptimConfig, RunConfig
+from modicl.curriculum import find_stage
 
 Numbers = dict[str, float]
 """The numbers of an optimizer's state, by name: how many updates it made, and what schedule-free averages by."""
@@ -25,19 +26,28 @@ RAW = "raw."
 """Prefix of the weights that schedule-free AdamW steps, which are not those it evaluates."""
 
 
-def get_learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+def get_learning_rate(step: int, optim: OptimConfig, steps: int, ends: Sequence[int] = ()) -> float:
     """Learning rate of the update number `step`, counted from 0, of `steps`: warm-up, hold, then the schedule.
 
-    As in the released code, the schedule would reach its end at update number `steps`, one after the last.
+    As in the released code, the schedule would reach its end at update number `steps`, one after the last. `ends` are
+    those of the curriculum's stages, which matter where they have rates of their own.
     """
+    in_stages = bool(optim.stage_lr) and find_stage(ends, step) < len(ends)
+    peak = optim.stage_lr[find_stage(ends, step)] if in_stages else optim.lr
     if step < optim.warmup_steps:
-        return optim.lr * (optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps)
-    top = optim.warmup_steps + optim.hold_steps
-    if optim.schedule == "constant" or step < top:
-        return optim.lr
+        return peak * (optim.warmup_factor + (1 - optim.warmup_factor) * step / optim.warmup_steps)
+    top = max(optim.warmup_steps, ends[-1] if optim.stage_lr and ends else 0) + optim.hold_steps
+    if in_stages or optim.schedule == "constant" or step < top:
+        return peak
     progress = (step - top) / max(1, steps - top)
     left = (1 + math.cos(math.pi * progress)) / 2 if optim.schedule == "cosine" else 1 - progress
     return optim.lr * (optim.final_factor + (1 - optim.final_factor) * left)
+
+
+def get_weight_decay(step: int, optim: OptimConfig, ends: Sequence[int] = ()) -> float:
+    """Weight decay of the update number `step`, counted from 0; `ends` are those of the curriculum's stages."""
+    stage = find_stage(ends, step)
+    return optim.stage_weight_decay[stage] if optim.stage_weight_decay and stage < len(ends) else optim.weight_decay
 
 
 def split_parameters(model: nn.Module, tied: bool) -> dict[str, list[str]]:
@@ -64,8 +74,6 @@ class Optimizer:
         o = config.optim
         self.config = config
         self.weights = dict(model.named_parameters())
-        self.weight_decay = o.weight_decay
-        """That of the next update, which stages of a curriculum may change."""
         names = split_parameters(model, config.model.tied)
         decayed = names["embedding"] + (names["matrix"] if o.name != "muon" else [])
         groups = [
@@ -88,16 +96,20 @@ class Optimizer:
             muon = torch.optim.Muon([matrices], lr=o.lr, momentum=o.momentum, adjust_lr_fn="match_rms_adamw")
             self.parts.append(muon)
 
-    def step(self, step: int) -> None:
-        """Make update number `step`, counted from 0, with the gradients at hand, and clear them."""
+    def step(self, step: int, ends: Sequence[int] = ()) -> None:
+        """Make update number `step`, counted from 0, with the gradients at hand, and clear them.
+
+        `ends` are those of the curriculum's stages.
+        """
         o = self.config.optim
-        lr = get_learning_rate(step, o, self.config.train.steps)
+        lr = get_learning_rate(step, o, self.config.train.steps, ends)
+        weight_decay = get_weight_decay(step, o, ends)
         if o.clip > 0:
             nn.utils.clip_grad_norm_(self.weights.values(), o.clip)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
-                group["weight_decay"] = self.weight_decay if group["decays"] else 0.0
+                group["weight_decay"] = weight_decay if group["decays"] else 0.0
             part.step()
             part.zero_grad(set_to_none=True)
         self.updates += 1

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modicl.config import SETS, RunConfig
-from modicl.curriculum import count_examples, get_weight_decay, plan_ends
+from modicl.curriculum import count_examples, plan_ends
 from modicl.data import PackedSampler, get_targets, make_evaluation_sampler, make_train_sampler
 from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
@@ -27,7 +27,7 @@ from modicl.engine.optimizer import PackedOptimizer
 from modicl.environment import resolve_dtype
 from modicl.evaluation import MONITOR, keep_choosing_tasks
 from modicl.metrics import Scores, Tally
-from modicl.optim import Numbers, get_learning_rate
+from modicl.optim import Numbers, get_learning_rate, get_weight_decay
 from modicl.tasks import TaskSplit
 
 _HELD = 256
@@ -143,8 +143,8 @@ class PackedEngine:
         if self.n_held == _HELD:
             self._read_losses()
         rows = list(zip(self.configs, self.stage_ends, self.done, strict=True))
-        rates = [get_learning_rate(done, config.optim, config.train.steps) for config, _, done in rows]
-        decays = [get_weight_decay(config.optim, ends, done) for config, ends, done in rows]
+        rates = [get_learning_rate(done, config.optim, config.train.steps, ends) for config, ends, done in rows]
+        decays = [get_weight_decay(done, config.optim, ends) for config, ends, done in rows]
         self.optimizer.set_rates(rates, decays)
         self._set_lengths()
         if not self.captures:

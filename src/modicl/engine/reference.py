@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modicl.config import RunConfig
-from modicl.curriculum import count_examples, get_weight_decay, plan_ends
+from modicl.curriculum import count_examples, plan_ends
 from modicl.data import get_targets, make_train_sampler
 from modicl.distributed import ALONE, Group
 from modicl.engine.base import Engine
@@ -52,8 +52,7 @@ class ReferenceEngine:
         for weight in self.model.parameters():
             assert weight.grad is not None
             self.group.sum_up(weight.grad)
-        self.optimizer.weight_decay = get_weight_decay(self.config.optim, self.stage_ends, self.done)
-        self.optimizer.step(self.done)
+        self.optimizer.step(self.done, self.stage_ends)
         self.losses.append(loss.detach())
         self.done += 1
 
