@@ -54,7 +54,7 @@ def list_pieces(device: str) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """Every piece by its name, in the order of interest."""
     cuda = device.startswith("cuda")
     middle = make_middle(device)
-    laptop = change(presets.laptop(), train__threads=0, train__device=device)
+    laptop = change(presets.laptop_p11(), train__threads=0, train__device=device)
     tiny = change(presets.tiny(), train__device=device)
     alone = [laptop, change(middle, model__d_model=128, data__batch_size=64)]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/stuck.py runs/NAME --steps 1000 2000 latest --figure subgroups
 
-Two measurements on training tasks and inputs, in contexts that no run trains on; prints one line of JSON a checkpoint.
+Measurements on training tasks and inputs, on contexts that no run trains on; prints a line of JSON a checkpoint.
 The figure has the probability that falls on each subgroup over the steps.
 
 - One line (u = 1, s = 0.95, 8 examples): the mean probability given to r z, for each r, at the last example, over those
@@ -11,6 +11,9 @@ The figure has the probability that falls on each subgroup over the steps.
 - Two lines (u = 2, s = 0.7, 12 examples): accuracy at the last example where the example before it lies on the query's
   line, and where it does not, both with three or more examples on that line and one or more off it. Like numbers are a
   search for the line; a high one and a low one are a habit of reading the example before.
+- Uniform contexts of 20 examples: how the attention of each head of the last layer, where the last z is predicted, is
+  divided among the three kinds of tokens, x, y and z. Thirds are a head that does not tell them apart. And accuracy at
+  the last example, as it is and with that layer's attention on x and y tokens taken away.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from modicl.figures.style import COLUMN, make_figure, save_figure, use_style
 from modicl.model import GPT
 from modicl.residues import make_lines
 from modicl.runs import Run
+from modicl.taps import intervene, run_with_cache
 
 N_SEQUENCES = 4000
 DATA_SEED = 10**9
@@ -77,6 +81,27 @@ def tell_apart(model: GPT, tokens_BT: Tensor, p: int) -> dict[str, float | int]:
     }
 
 
+@torch.no_grad()
+def divide_among_kinds(model: GPT, tokens_BT: Tensor) -> dict[str, list[list[float]] | float]:
+    """Mean attention on x, y and z tokens, of each head of the last layer at the last y; and what it is worth."""
+    name = f"blocks.{len(model.blocks) - 1}.attn.pattern"
+    logits_BSV, cache = run_with_cache(model, tokens_BT, [name])
+    pattern_HT = cache[name][:, :, -2].mean(0)
+    kinds_H3 = torch.stack([pattern_HT[:, kind::3].sum(1) for kind in range(3)], 1)
+    with intervene(model, {name: keep_z}):
+        alone_BSV = model(tokens_BT)
+    label_B = get_targets(tokens_BT, 2)[:, -1]
+    as_is, alone = ((logits[:, -1].argmax(-1) == label_B).float().mean().item() for logits in (logits_BSV, alone_BSV))
+    kinds = [[round(share, 3) for share in shares] for shares in kinds_H3.tolist()]
+    return {"kinds": kinds, "accuracy": round(as_is, 3), "z_alone": round(alone, 3)}
+
+
+def keep_z(pattern_BHTT: Tensor) -> Tensor:
+    """Attention patterns without what falls on x and y tokens, their rows made to sum to 1 again."""
+    kept_BHTT = pattern_BHTT * (torch.arange(pattern_BHTT.shape[-1]) % 3 == 2)
+    return kept_BHTT / kept_BHTT.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
 def list_subgroups(p: int) -> dict[int, list[int]]:
     """The subgroups of the residues 1 to p - 1 under multiplication, by their order: one for each divisor of p - 1."""
     return {n: [r for r in range(1, p) if pow(r, n, p) == 1] for n in range(1, p) if (p - 1) % n == 0}
@@ -111,12 +136,13 @@ def main() -> None:
     args = parser.parse_args()
     run = load_run(args.run)
     p = run.config.task.p
-    one_BT, two_BT = draw(run, 1, 0.95, 8), draw(run, 2, 0.7, 12)
+    one_BT, two_BT, all_BT = draw(run, 1, 0.95, 8), draw(run, 2, 0.7, 12), draw(run, 0, 0.0, 20)
     lines = []
     for step in args.steps:
         model = run.load(step).make_model()
         found = {"run": run.path.name, "step": run.find_step(step)}
-        lines.append(found | {"shares": share_out(model, one_BT, p)} | tell_apart(model, two_BT, p))
+        found |= {"shares": share_out(model, one_BT, p)} | tell_apart(model, two_BT, p)
+        lines.append(found | divide_among_kinds(model, all_BT))
         print(json.dumps(lines[-1]), flush=True)
     if args.figure:
         save_figure(plot_subgroups(lines, p), Path(args.figure))

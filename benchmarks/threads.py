@@ -30,7 +30,7 @@ def list_configs() -> dict[str, RunConfig]:
     d128 = presets.paper_d2()
     for name, value in {"model.d_model": 128, "data.batch_size": 64, "data.shared_inputs": False}.items():
         d128 = replace_field(d128, name, value)
-    return {"laptop": presets.laptop(), "d128_depth2": d128}
+    return {"laptop": presets.laptop_p11(), "d128_depth2": d128}
 
 
 def time_steps(engine: PackedEngine) -> float:
@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     result = {name: time_threads(config, args.threads) for name, config in list_configs().items()}
-    machine = describe_machine(presets.laptop()) | {"threads": args.threads}
+    machine = describe_machine(presets.laptop_p11()) | {"threads": args.threads}
     args.file.write_text(json.dumps({"machine": machine, "steps a turn": STEPS, "times": result}, indent=1) + "\n")
     for name, ways in result.items():
         print(name, {way: f"{statistics.median(t['ms']):.1f} ms, {t['speed']:.2f}" for way, t in ways.items()})

@@ -46,7 +46,7 @@ EVERY = [
     for scale in SCALES
     for stage in finding.plans[scale].stages
 ]
-ALONE = {stage.words: stage for _, scale, stage in EVERY if stage.subject == "runs/laptop"}.values()
+ALONE = {stage.words: stage for _, scale, stage in EVERY if stage.subject == "runs/laptop_p11"}.values()
 
 
 def make_tiny(steps: int) -> Finding:
@@ -142,7 +142,7 @@ def test_commands_leave_what_their_stages_say(modicl, monkeypatch, tmp_path):
     small = {"data.n_examples": 3, "model.n_layers": 1, "model.d_model": 8, "train.steps": 2}
     for name, value in small.items():
         config = replace_field(config, name, value)
-    run = train(config, tmp_path / "runs" / "laptop").path
+    run = train(config, tmp_path / "runs" / "laptop_p11").path
     assert [stage.words[0] for stage in ALONE if stage.is_done(tmp_path)] == ["train"]
     for stage in ALONE:
         few = [] if stage.words[0] in ("train", "figure") else ["--sequences", 60]
@@ -287,14 +287,14 @@ def test_dry_run_prints_the_commands_and_nothing_else(modicl, tmp_path):
 
 
 def test_list_says_what_there_is(modicl, tmp_path):
-    run = plant_run(tmp_path / "small" / "runs" / "laptop", "laptop")
+    run = plant_run(tmp_path / "small" / "runs" / "laptop_p11", "laptop_p11")
     write_json(run / "summary.json", {})
     code, out, _ = modicl("replicate", "--list", "--folder", tmp_path)
     assert code == 0
     lines = out.splitlines()
     for finding in FINDINGS.values():
         at = lines.index(f"{finding.name:14} {finding.brief}")
-        shares = finding.plans["small"].stages[0].subject == "runs/laptop"
+        shares = finding.plans["small"].stages[0].subject == "runs/laptop_p11"
         count = len(finding.plans["small"].stages)
         assert lines[at + 1].startswith(f"  small  under way, 1 of {count} stages" if shares else "  small  not run")
         assert lines[at + 2].startswith("  paper  not run")
@@ -319,7 +319,7 @@ def test_list_says_what_there_is(modicl, tmp_path):
 def test_bad_input_is_one_sentence(modicl, tmp_path, argv, said):
     (tmp_path / "FILE").write_text("")
     if "OTHER" in argv:
-        plant_run(tmp_path / "OTHER" / "small" / "runs" / "laptop", "tiny")
+        plant_run(tmp_path / "OTHER" / "small" / "runs" / "laptop_p11", "tiny")
         Sweep.create(tmp_path / "OTHER" / "small" / "sweeps" / "rule", "tiny", presets.tiny(), SweepPlan())
     words = [str(tmp_path / word) if word[:4] in ("FILE", "OTHE") else word for word in argv]
     code, out, err = modicl("replicate", *words)
@@ -352,7 +352,7 @@ def test_without_tables_nothing_is_said(tmp_path, scale):
 
 
 def test_the_record_of_shots_has_the_planted_numbers(tmp_path):
-    run = plant_run(tmp_path / "runs" / "laptop", "laptop", (0, 200, 400))
+    run = plant_run(tmp_path / "runs" / "laptop_p11", "laptop_p11", (0, 200, 400))
     scores = {
         who: {"accuracy_by_shot": [make_estimate(start + k / 100, 4125) for k in range(28)]}
         for who, start in (("model", 0.1), ("ideal", 0.6))
@@ -417,7 +417,7 @@ def plant_sweep(path: Path, base: RunConfig, points: list[dict[str, Any]], seeds
 def test_the_record_of_a_sweep_has_a_row_a_point(tmp_path):
     column = "best.ood_test.last_accuracy"
     points = [{"model.n_layers": n, "seed": 0, column: value} for n, value in ((1, 0.25), (2, 0.5), (3, 0.875))]
-    base = presets.laptop()
+    base = presets.laptop_p11()
     plant_sweep(tmp_path / "sweeps" / "depth", base, points)
     readme = write_record(FINDINGS["depth"], "small", tmp_path)
     rows = find_rows(readme)
@@ -455,7 +455,7 @@ def test_the_record_of_a_sweep_has_a_row_a_point(tmp_path):
 
 
 def test_the_record_of_grids_leaves_the_row_of_zeros_apart(tmp_path):
-    run = plant_run(tmp_path / "runs" / "laptop", "laptop")
+    run = plant_run(tmp_path / "runs" / "laptop_p11", "laptop_p11")
     p = 3
     right = [1.0 if i % p else 0.0 for i in range(p * p)]  # all but the row y = 0
     for name, other in (("ratio", [0.5] * p * p), ("regression", [1.0] * p * p)):

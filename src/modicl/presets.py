@@ -49,7 +49,39 @@ def tiny() -> RunConfig:
 
 
 def laptop() -> RunConfig:
-    """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 11, width 64, 28 examples.
+    """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 13, width 64, 34 examples.
+
+    Five minutes on one core in float32. At the last shot about 0.9 on training inputs and 0.87 on held-out ones, known
+    tasks and new ones alike. Of five sets of seeds three ended lower: records/2026-11-21_label-heads.
+    """
+    return RunConfig(
+        task=TaskConfig(p=13, n_tasks=120),
+        # The skills in the order in which they compose: copying, ratios on one line, which of two or four lines.
+        data=DataConfig(
+            n_examples=34,
+            batch_size=84,
+            shared_inputs=False,
+            contexts="stages",
+            stages=((1000, 3, 0.0), (2200, 1, 0.95), (3000, 2, 0.7), (3600, 4, 0.5)),
+            stage_examples=(8, 8, 12, 20),
+            leave_at=0.07,
+        ),
+        model=ModelConfig(n_layers=2, d_model=64, n_heads=4, init_std=0.12, scale_attn_out=True),
+        optim=OptimConfig(
+            name="muon",
+            lr=5e-3,
+            stage_lr=(2e-3, 2e-3, 3e-3, 5e-3),
+            weight_decay=1.0,
+            stage_weight_decay=(0.2, 0.2, 1.0, 1.0),
+            warmup_steps=10,
+            final_factor=0.01,
+        ),
+        train=TrainConfig(steps=4150, log_every=50, eval_every=300, eval_sequences=512, save_every=500, threads=1),
+    )
+
+
+def laptop_p11() -> RunConfig:
+    """The model of the small replications: p = 11, width 64, 28 examples.
 
     Seven to ten minutes on two cores in float32. At the last shot, 0.94 on training inputs and 0.87 on held-out ones,
     known tasks and new ones alike. Other seeds or last digits can end lower: records/2026-11-21_laptop-annealed.
@@ -154,7 +186,17 @@ def _one_seed(seed: int) -> SeedConfig:
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     make.__name__: make
-    for make in (tiny, laptop, laptop_p29, paper_d2, paper_d4, paper_d6, paper_analysis_d2, paper_analysis_d4)
+    for make in (
+        tiny,
+        laptop,
+        laptop_p11,
+        laptop_p29,
+        paper_d2,
+        paper_d4,
+        paper_d6,
+        paper_analysis_d2,
+        paper_analysis_d4,
+    )
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modicl.replicate.stages import Stage
 
 SMALL_BASE = (
-    "laptop --task.p 7 --task.n-tasks 36 --data.n-examples 20 --data.batch-size 80 --optim.weight-decay 2 "
+    "laptop_p11 --task.p 7 --task.n-tasks 36 --data.n-examples 20 --data.batch-size 80 --optim.weight-decay 2 "
     "--optim.final-factor 0.1 --seeds.weights 1 --train.threads 1 --train.steps 2600 "
     "--data.stages 100 3 0 500 1 0.95 900 2 0.7 1400 4 0.5"
 )
@@ -88,8 +88,8 @@ def _look(models: tuple[Model, ...], cost: str, look: Callable[[str], tuple[Stag
     return Plan(cost, (*map(_train, runs), *(stage for run in runs for stage in look(run))), models)
 
 
-_LAPTOP = (Model("depth 2", "runs/laptop", "paper_d2"),)
-_LAPTOP_INSIDE = (Model("depth 2", "runs/laptop", "paper_analysis_d2"),)
+_LAPTOP = (Model("depth 2", "runs/laptop_p11", "paper_d2"),)
+_LAPTOP_INSIDE = (Model("depth 2", "runs/laptop_p11", "paper_analysis_d2"),)
 _DEPTHS = tuple(Model(f"depth {n}", f"runs/paper_d{n}", f"paper_d{n}") for n in (2, 4, 6))
 _INSIDE = tuple(Model(f"depth {n}", f"runs/paper_analysis_d{n}", f"paper_analysis_d{n}") for n in (2, 4))
 
@@ -194,7 +194,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "depth",
             "3 runs, about 20 minutes on two cores",
             "paper_d2",
-            "laptop --grid model.n_layers=1,2,3",
+            "laptop_p11 --grid model.n_layers=1,2,3",
             _slice("depth", "model.n_layers"),
         ),
         "paper": _swept(
@@ -210,7 +210,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "width",
             "5 runs, about 40 minutes on two cores",
             "paper_d2",
-            "laptop --zip 'model.d_model=32,64,128,64,64;model.n_heads=4,4,4,2,8'",
+            "laptop_p11 --zip 'model.d_model=32,64,128,64,64;model.n_heads=4,4,4,2,8'",
             _slice("width", "model.d_model", "model.n_heads"),
         ),
         "paper": _swept(
@@ -242,7 +242,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "modulus",
             "6 runs, about 35 minutes on two cores",
             "paper_d2",
-            "laptop --zip 'task.p=7,11,11,13,13,13;task.n_tasks=36,36,88,36,88,124'",
+            "laptop_p11 --zip 'task.p=7,11,11,13,13,13;task.n_tasks=36,36,88,36,88,124'",
             _slice("modulus", "task.n_tasks", "task.p"),
         ),
         "paper": _swept(
