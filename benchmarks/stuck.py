@@ -12,8 +12,8 @@ The figure has the probability that falls on each subgroup over the steps.
   line, and where it does not, both with three or more examples on that line and one or more off it. Like numbers are a
   search for the line; a high one and a low one are a habit of reading the example before.
 - Uniform contexts of 20 examples: how the attention of each head of the last layer, where the last z is predicted, is
-  divided among the three kinds of tokens, x, y and z. Thirds are a head that does not tell them apart. And accuracy at
-  the last example, as it is and with that layer's attention on x and y tokens taken away.
+  divided among the three kinds of tokens, x, y and z, on id_train. Thirds are a head that does not tell them apart. And
+  accuracy at the last example on the four sets, as it is and with that layer's attention on x and y tokens taken away.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modicl import load_run
-from modicl.data import get_targets, index_inputs, make_train_sampler
+from modicl.config import SETS
+from modicl.data import get_targets, index_inputs, make_evaluation_sampler, make_train_sampler
 from modicl.figures.style import COLUMN, make_figure, save_figure, use_style
 from modicl.model import GPT
 from modicl.residues import make_lines
@@ -39,6 +40,8 @@ from modicl.taps import intervene, run_with_cache
 N_SEQUENCES = 4000
 DATA_SEED = 10**9
 """No run's own."""
+EVALUATION = 5
+"""Contexts that no other evaluation draws."""
 
 
 def draw(run: Run, pool: int, slide: float, n_examples: int) -> Tensor:
@@ -82,18 +85,22 @@ def tell_apart(model: GPT, tokens_BT: Tensor, p: int) -> dict[str, float | int]:
 
 
 @torch.no_grad()
-def divide_among_kinds(model: GPT, tokens_BT: Tensor) -> dict[str, list[list[float]] | float]:
+def divide_among_kinds(model: GPT, run: Run) -> dict[str, list[list[float]] | dict[str, list[float]]]:
     """Mean attention on x, y and z tokens, of each head of the last layer at the last y; and what it is worth."""
     name = f"blocks.{len(model.blocks) - 1}.attn.pattern"
-    logits_BSV, cache = run_with_cache(model, tokens_BT, [name])
-    pattern_HT = cache[name][:, :, -2].mean(0)
-    kinds_H3 = torch.stack([pattern_HT[:, kind::3].sum(1) for kind in range(3)], 1)
-    with intervene(model, {name: keep_z}):
-        alone_BSV = model(tokens_BT)
-    label_B = get_targets(tokens_BT, 2)[:, -1]
-    as_is, alone = ((logits[:, -1].argmax(-1) == label_B).float().mean().item() for logits in (logits_BSV, alone_BSV))
-    kinds = [[round(share, 3) for share in shares] for shares in kinds_H3.tolist()]
-    return {"kinds": kinds, "accuracy": round(as_is, 3), "z_alone": round(alone, 3)}
+    right = {}
+    for part in SETS:
+        sampler = make_evaluation_sampler(run.config, run.split, part, N_SEQUENCES // 2, EVALUATION)
+        tokens_BT = sampler.batch(0)[:, : 20 * 3]
+        logits_BSV, cache = run_with_cache(model, tokens_BT, [name])
+        with intervene(model, {name: keep_z}):
+            alone_BSV = model(tokens_BT)
+        if part == "id_train":
+            pattern_HT = cache[name][:, :, -2].mean(0)
+            kinds_H3 = torch.stack([pattern_HT[:, kind::3].sum(1) for kind in range(3)], 1)
+        hits = [logits[:, -1].argmax(-1) == get_targets(tokens_BT, 2)[:, -1] for logits in (logits_BSV, alone_BSV)]
+        right[part] = [round(hit_B.float().mean().item(), 3) for hit_B in hits]
+    return {"kinds": [[round(share, 3) for share in shares] for shares in kinds_H3.tolist()], "z_alone": right}
 
 
 def keep_z(pattern_BHTT: Tensor) -> Tensor:
@@ -136,13 +143,13 @@ def main() -> None:
     args = parser.parse_args()
     run = load_run(args.run)
     p = run.config.task.p
-    one_BT, two_BT, all_BT = draw(run, 1, 0.95, 8), draw(run, 2, 0.7, 12), draw(run, 0, 0.0, 20)
+    one_BT, two_BT = draw(run, 1, 0.95, 8), draw(run, 2, 0.7, 12)
     lines = []
     for step in args.steps:
         model = run.load(step).make_model()
         found = {"run": run.path.name, "step": run.find_step(step)}
         found |= {"shares": share_out(model, one_BT, p)} | tell_apart(model, two_BT, p)
-        lines.append(found | divide_among_kinds(model, all_BT))
+        lines.append(found | divide_among_kinds(model, run))
         print(json.dumps(lines[-1]), flush=True)
     if args.figure:
         save_figure(plot_subgroups(lines, p), Path(args.figure))
