@@ -2,7 +2,8 @@
 
     python benchmarks/stuck.py runs/NAME --steps 1000 2000 latest --figure subgroups
 
-Measurements on training tasks and inputs, on contexts that no run trains on; prints a line of JSON a checkpoint.
+Measurements on contexts that no run trains on, of training tasks and inputs where no sets are named; prints a line of
+JSON a checkpoint.
 The figure has the probability that falls on each subgroup over the steps.
 
 - One line (u = 1, s = 0.95, 8 examples): the mean probability given to r z, for each r, at the last example, over those
