@@ -27,6 +27,7 @@ class Settings:
     activation: str
     rope_base: float
     tied: bool
+    rope_period: float = 2 * math.pi
 
 
 def run_decoder(weights: dict[str, Array], tokens_BT: NDArray[np.int64], settings: Settings) -> dict[str, Array]:
@@ -90,7 +91,7 @@ def _run_attention(weights: dict[str, Array], stream: list[Array], settings: Set
             for name in ("q", "k", "v"):
                 seen[name][h, t] = weights[f"attn.{name}_proj.weight"][part] @ stream[t]
             for name in ("q", "k"):
-                seen[f"{name}_rot"][h, t] = _rotate(seen[name][h, t], t, settings.rope_base)
+                seen[f"{name}_rot"][h, t] = _rotate(seen[name][h, t], t, settings.rope_base, settings.rope_period)
         for t in range(n_tokens):
             scores = [float(seen["q_rot"][h, t] @ seen["k_rot"][h, s]) / math.sqrt(e) for s in range(t + 1)]
             powers = [math.exp(score - max(scores)) for score in scores]
@@ -122,10 +123,10 @@ def _layer_norm(x: Array, weight: Array, bias: Array) -> Array:
     return (x - mean) / math.sqrt(variance + 1e-5) * weight + bias
 
 
-def _rotate(x: Array, t: int, base: float) -> Array:
+def _rotate(x: Array, t: int, base: float, period: float) -> Array:
     turned = np.zeros(len(x))
     for j in range(len(x) // 2):
-        angle = t * base ** (-2 * j / len(x))
+        angle = 2 * math.pi * (t / period) * base ** (-2 * j / len(x))
         first, second = x[2 * j], x[2 * j + 1]
         turned[2 * j] = first * math.cos(angle) - second * math.sin(angle)
         turned[2 * j + 1] = first * math.sin(angle) + second * math.cos(angle)

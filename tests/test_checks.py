@@ -93,6 +93,8 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"model__dropout": 1.0}, "model.dropout"),
     ({"model__dropout": -0.1}, "model.dropout"),
     ({"model__rope_base": 1.0}, "model.rope_base"),
+    ({"model__rope_period": 0.0}, "model.rope_period"),
+    ({"model__rope_period": math.nan}, "model.rope_period"),
     ({"model__init_std": 0.0}, "model.init_std"),
     ({"model__vocab_size": 28}, "model.vocab_size"),
     ({"optim__lr": 0.0}, "optim.lr"),

@@ -95,6 +95,7 @@ ADDED = {
     "data.leave_at",
     "optim.stage_lr",
     "optim.stage_weight_decay",
+    "model.rope_period",
     "optim.hold_steps",
 }  # not in configs of the first versions
 

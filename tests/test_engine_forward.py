@@ -91,7 +91,14 @@ def test_values_and_gradients_are_those_of_the_model_computed_everywhere(n_vars,
 @either_attention
 @either_head
 @pytest.mark.parametrize(
-    "changes", [{"vocab_size": 13}, {"n_heads": 1}, {"d_model": 24, "n_heads": 4, "mlp_factor": 1}, {"rope_base": 5.0}]
+    "changes",
+    [
+        {"vocab_size": 13},
+        {"n_heads": 1},
+        {"d_model": 24, "n_heads": 4, "mlp_factor": 1},
+        {"rope_base": 5.0},
+        {"rope_period": 3.0},
+    ],
 )
 def test_other_vocabularies_heads_and_rotations_too(changes, tied, fused):
     assert_equals_the_model(make_config(tied=tied, **changes), fused)

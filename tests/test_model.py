@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "large_vocabulary": {"vocab_size": 11},
     "large_vocabulary_untied": {"vocab_size": 11, "tied": False},
     "small_rope_base": {"rope_base": 5.0},
+    "rope_period_of_an_example": {"rope_period": 3.0},
     "one_head": {"n_heads": 1},
     "four_heads_of_six": {"d_model": 24, "n_heads": 4, "mlp_factor": 1},
 }
@@ -80,7 +81,7 @@ def before_z(config: RunConfig, n_examples: int = 4) -> list[int]:
 
 def run_reference(model: GPT, config: RunConfig, tokens_BT: Tensor) -> dict[str, Any]:
     m = config.model
-    settings = Settings(m.n_layers, m.n_heads, config.task.n_vars, m.activation, m.rope_base, m.tied)
+    settings = Settings(m.n_layers, m.n_heads, config.task.n_vars, m.activation, m.rope_base, m.tied, m.rope_period)
     weights = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
     return run_decoder(weights, tokens_BT.numpy(), settings)
 
@@ -216,11 +217,12 @@ def test_logits_depend_on_exactly_the_tokens_before_their_z(n_vars, all_position
 # Rotary positions
 
 
+@pytest.mark.parametrize("period", [2 * math.pi, 3.0])
 @pytest.mark.parametrize("base", [10_000.0, 7.0])
-def test_products_of_rotated_vectors_depend_on_relative_position_alone(base):
+def test_products_of_rotated_vectors_depend_on_relative_position_alone(base, period):
     n_tokens, width = 12, 6
     q_E, k_E = torch.randn(2, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    phase_TE = make_phases(torch.arange(n_tokens), width, base, q_E)
+    phase_TE = make_phases(torch.arange(n_tokens), width, base, q_E, period)
     dots_TT = rotate(q_E.expand(n_tokens, width), phase_TE) @ rotate(k_E.expand(n_tokens, width), phase_TE).T
     for i in range(n_tokens):
         for j in range(n_tokens):
@@ -229,6 +231,14 @@ def test_products_of_rotated_vectors_depend_on_relative_position_alone(base):
     assert_close(dots_TT[0, 0], q_E @ k_E, 1e-12)
     assert dots_TT[0].std() > 0.01
     assert abs(float(dots_TT[0, 1] - dots_TT[1, 0])) > 0.01, "the sign of the distance matters"
+
+
+def test_a_period_of_one_example_returns_the_fastest_pair_to_its_place():
+    like = torch.zeros(1, dtype=torch.float64)
+    phase_TE = make_phases(torch.arange(300), 8, 10_000.0, like, period=3)
+    assert_close(phase_TE[3:, 0], phase_TE[:-3, 0], 1e-12)
+    turn_T = torch.arange(300, dtype=torch.float64) / 30  # the next pair is 10000^(1/4) times slower
+    assert_close(phase_TE[:, 1], torch.polar(torch.ones_like(turn_T), 2 * math.pi * turn_T), 1e-12)
 
 
 def test_phases_are_the_formula_and_lose_no_digits_at_long_contexts():

@@ -232,6 +232,7 @@ def _check_model(config: RunConfig) -> None:
         )
     _require(m.dropout < 1 and m.dropout >= 0, f"model.dropout is {m.dropout}; it has to be at least 0 and below 1.")
     _require(m.rope_base > 1, f"model.rope_base is {m.rope_base}; it has to be above 1.")
+    _require(m.rope_period > 0, f"model.rope_period is {m.rope_period} tokens; it has to be positive.")
     _require(m.init_std > 0, f"model.init_std is {m.init_std}; it has to be positive.")
     _require(
         m.vocab_size == 0 or m.vocab_size >= config.task.p,

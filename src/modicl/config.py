@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ CONFIG_VERSION = 1
 
 _ADDED = {
     "data": {"stage_examples": (), "leave_at": 0.0},
+    "model": {"rope_period": 2 * math.pi},
     "optim": {"stage_lr": (), "stage_weight_decay": (), "hold_steps": 0},
 }
 """Settings that configs written before there were any lack, and what those runs did."""
@@ -104,6 +106,8 @@ class ModelConfig:
     """One matrix for embedding and output head. Untied, the embedding has no weight decay and the head has."""
     rope_base: float = 10_000.0
     """Base of the rotary frequencies base^(-2i / head width)."""
+    rope_period: float = 2 * math.pi
+    """Tokens that the fastest pair takes for a turn: 2 pi in RoPE. With n_vars + 1, an example's, it tells x from z."""
     vocab_size: int = 0
     """Tokens the embedding holds; 0 is p, one a number. The released code has 47 at p = 29."""
     init_std: float = 0.02

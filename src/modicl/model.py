@@ -101,11 +101,14 @@ def _turn(x: Tensor, phase: Tensor) -> Tensor:
     return torch.view_as_real(pairs * phase).flatten(-2).to(x.dtype)
 
 
-def make_phases(places_T: Tensor, head_width: int, base: float, like: Tensor) -> Tensor:
-    """RoPE's rotations exp(i t base^(-2j / E)) at positions t, complex (T, E / 2), as precise as `like`."""
+def make_phases(places_T: Tensor, head_width: int, base: float, like: Tensor, period: float = 2 * math.pi) -> Tensor:
+    """Rotations exp(2 pi i t / period base^(-2j / E)) at positions t, complex (T, E / 2), as precise as `like`.
+
+    RoPE's for a period of 2 pi tokens, bit for bit; another is RoPE at positions 2 pi / period times as far apart.
+    """
     # Angles in float64: at long contexts float32 would lose digits of t base^(-2j / E).
     j = torch.arange(0, head_width, 2, dtype=torch.float64, device=like.device)
-    angle_TE = places_T.double()[:, None] * base ** (-j / head_width)
+    angle_TE = places_T.double()[:, None] * base ** (-j / head_width) * (2 * math.pi / period)
     phase_TE = torch.polar(torch.ones_like(angle_TE), angle_TE)
     return phase_TE.to(torch.complex128 if like.dtype == torch.float64 else torch.complex64)
 
@@ -221,7 +224,7 @@ class GPT(nn.Module):
         self.p = config.task.p
         self.n_vars = config.task.n_vars
         self.head_width = m.d_model // m.n_heads
-        self.rope_base = m.rope_base
+        self.rope_base, self.rope_period = m.rope_base, m.rope_period
         self.dropout = m.dropout
         # torch's layers draw weights of their own, which are replaced: its global generator is put back.
         with torch.random.fork_rng([]):
@@ -287,7 +290,7 @@ class GPT(nn.Module):
         """Logits at the tokens `read`, with RoPE's positions, and what each token does not see, as given."""
         everywhere = slice(None)
         x_BTD = self.embed(F.dropout(self.tok_embed(tokens_BT), self.dropout, self.training))
-        phase_TE = make_phases(places_T, self.head_width, self.rope_base, x_BTD)
+        phase_TE = make_phases(places_T, self.head_width, self.rope_base, x_BTD, self.rope_period)
         mask_TT = torch.zeros(hidden_TT.shape, dtype=x_BTD.dtype, device=x_BTD.device)
         mask_TT.masked_fill_(hidden_TT, -math.inf)
         *first, last = self.blocks

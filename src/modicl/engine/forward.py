@@ -69,7 +69,8 @@ def make_shape(config: RunConfig, device: torch.device | str, dtype: torch.dtype
     device = torch.device(device)
     n_tokens = config.data.n_examples * (config.task.n_vars + 1)
     like = torch.empty((), dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
-    phase_TE = make_phases(torch.arange(n_tokens, device=device), m.d_model // m.n_heads, m.rope_base, like)
+    places_T = torch.arange(n_tokens, device=device)
+    phase_TE = make_phases(places_T, m.d_model // m.n_heads, m.rope_base, like, m.rope_period)
     return Shape(
         n_layers=m.n_layers,
         n_heads=m.n_heads,
