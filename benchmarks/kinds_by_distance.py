@@ -4,7 +4,7 @@
 
 For a query and a key that say nothing of their tokens, a head's score is a sum of a_j cos(w_j d) + b_j sin(w_j d) over
 its pairs j, at distance d. Prints the share of variance (R^2) of "is it a z?", seen from a y, that the best such sum
-explains over all distances within a context of n examples: 0 is none, 1 is all. A softmax or a layer before can do more.
+explains over all distances within a context of n examples: 0 is none, 1 all. A softmax or a layer before can do more.
 """
 
 from __future__ import annotations
