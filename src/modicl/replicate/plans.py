@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 from modicl.replicate.stages import Stage
 
-SMALL_BASE = (
-    "laptop_p11 --task.p 7 --task.n-tasks 36 --data.n-examples 20 --data.batch-size 80 --optim.weight-decay 2 "
-    "--optim.final-factor 0.1 --seeds.weights 1 --train.threads 1 --train.steps 2600 "
-    "--data.stages 100 3 0 500 1 0.95 900 2 0.7 1400 4 0.5"
-)
-"""The small model of the sweeps over tasks: four minutes on one core (records/2026-11-21_phases-p7)."""
+SMALL_BASE = "laptop --train.steps 2000"
+"""The small model of the sweeps: two minutes on one core (records/2026-11-22_rope-period)."""
 
-SMALL_PHASES = f"{SMALL_BASE} --grid task.n_tasks=4,8,16,24,36 --grid task.alpha=0.3,0.5,0.7,0.8,0.9"
+SMALL_PHASES = f"{SMALL_BASE} --grid task.n_tasks=8,20,48,84,120 --grid task.alpha=0.3,0.5,0.7,0.8,0.9"
 """The small phase diagram: a preset and the options of `modicl sweep`."""
 
 
@@ -194,7 +190,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "depth",
             "3 runs, about 20 minutes on two cores",
             "paper_d2",
-            "laptop_p11 --grid model.n_layers=1,2,3",
+            f"{SMALL_BASE} --grid model.n_layers=1,2,3 --seeds 3",
             _slice("depth", "model.n_layers"),
         ),
         "paper": _swept(
@@ -210,7 +206,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "width",
             "5 runs, about 40 minutes on two cores",
             "paper_d2",
-            "laptop_p11 --zip 'model.d_model=32,64,128,64,64;model.n_heads=4,4,4,2,8'",
+            f"{SMALL_BASE} --zip 'model.d_model=32,64,128,64,64;model.n_heads=2,2,2,1,4' --seeds 2",
             _slice("width", "model.d_model", "model.n_heads"),
         ),
         "paper": _swept(
@@ -226,7 +222,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "rule",
             "12 runs, about 20 minutes on two cores",
             "paper_d6",
-            f"{SMALL_BASE} --grid task.n_tasks=8,16,24 --grid task.rule=rectangle,random --seeds 2",
+            f"{SMALL_BASE} --grid task.n_tasks=40,80,120 --grid task.rule=rectangle,random --seeds 2",
             _slice("rule", "task.n_tasks", "task.rule"),
         ),
         "paper": _swept(
@@ -242,7 +238,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
             "modulus",
             "6 runs, about 35 minutes on two cores",
             "paper_d2",
-            "laptop_p11 --zip 'task.p=7,11,11,13,13,13;task.n_tasks=36,36,88,36,88,124'",
+            f"{SMALL_BASE} --zip 'task.p=11,11,13,13,17,17;task.n_tasks=40,88,40,120,40,200' --seeds 2",
             _slice("modulus", "task.n_tasks", "task.p"),
         ),
         "paper": _swept(
