@@ -51,8 +51,8 @@ def tiny() -> RunConfig:
 def laptop() -> RunConfig:
     """Ratio matching on new tasks and new inputs, learned by a small model on a CPU: p = 13, width 64, 34 examples.
 
-    Five minutes on one core in float32. At the last shot 0.9 and more on all four sets; all five sets of seeds tried got
-    there: records/2026-11-22_rope-period.
+    Five minutes on one core in float32. At the last shot 0.9 and more on all four sets. All five sets of seeds tried
+    got there: records/2026-11-22_rope-period.
     """
     return RunConfig(
         task=TaskConfig(p=13, n_tasks=120),
