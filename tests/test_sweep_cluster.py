@@ -30,9 +30,13 @@ from tests.whole_sweeps import (
 pytest.importorskip("ray")
 ADDRESS = "127.0.0.2"
 """Of every node. Ray takes 127.0.0.1 for the machine's address in its network, which no test should need."""
+STORE = 100_000_000
+"""Bytes of shared memory a node; Ray would take 30 % of the machine's."""
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported; before the first import
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# Ray signals the process group of a worker that is gone by its number, which could be somebody else's by then.
+os.environ["RAY_process_group_cleanup_enabled"] = "0"  # noqa: SIM112 (its name)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,8 @@ def cluster():
     """A cluster of one node with two cores; its nodes are raylets of this machine."""
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "node_ip_address": ADDRESS})
+    head = {"num_cpus": 2, "node_ip_address": ADDRESS, "object_store_memory": STORE}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     yield nodes
     nodes.shutdown()
 
@@ -69,7 +74,7 @@ def test_killed_at_random_workers_and_drivers_a_sweep_on_ray_ends_with_every_run
 
 
 def test_a_node_lost_in_the_middle_costs_no_run(tmp_path, cluster, lone):
-    second = cluster.add_node(num_cpus=2, node_ip_address=ADDRESS)
+    second = cluster.add_node(num_cpus=2, node_ip_address=ADDRESS, object_store_memory=STORE)
     cluster.wait_for_nodes()
     sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
     driver = start_driver(drive_on_ray, sweep, cluster.address)
