@@ -62,7 +62,7 @@ def laptop() -> RunConfig:
             batch_size=84,
             shared_inputs=False,
             contexts="stages",
-            stages=((1000, 3, 0.0), (2200, 1, 0.95), (3000, 2, 0.7), (3600, 4, 0.5)),
+            stages=((1000, 3, 0.0), (1500, 1, 0.95), (1700, 2, 0.7), (1850, 4, 0.5)),
             stage_examples=(8, 8, 12, 20),
             leave_at=0.15,
         ),
