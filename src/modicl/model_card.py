@@ -7,6 +7,7 @@ before rounding, so that no number in it is typed by a person.
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -98,13 +99,14 @@ def _describe_model(checkpoint: Checkpoint) -> str:
     t, m, n_all = config.task, config.model, config.task.p**config.task.n_vars
     parameters = count_parameters(config)
     n_bytes = sum(weight.nbytes for weight in checkpoint.weights.values())
+    turn = "" if m.rope_period == 2 * math.pi else f" whose fastest pair turns once in {m.rope_period:g} tokens"
     rows = {
         "task": f"{_describe_family(config)}, from examples of it in the context",
         "pre-training tasks": f"{t.n_tasks} of {n_all} (rule: {t.rule}); the other {n_all - t.n_tasks} are new to it",
         "inputs": f"{config.n_train_inputs} of {n_all} shown in training (alpha = {t.alpha}), the others held out",
         "context": f"{config.data.n_examples} examples, so 0 to {config.data.n_examples - 1} shots",
-        "model": f"decoder, depth {m.n_layers}, width {m.d_model}, {m.n_heads} heads, MLP of {m.mlp_factor} times the "
-        f"width with {m.activation}, {config.vocab_size} tokens, embedding {'tied' if m.tied else 'not tied'}",
+        "model": f"decoder, depth {m.n_layers}, width {m.d_model}, {m.n_heads} heads, RoPE{turn}, MLP of "
+        f"{m.mlp_factor} times the width with {m.activation}, {config.vocab_size} tokens, embedding {'tied' if m.tied else 'not tied'}",
         "size": f"{parameters:,} weights in bfloat16, {format_bytes(n_bytes)} ({n_bytes:,} bytes)",
     }
     return _make_rows(rows)
