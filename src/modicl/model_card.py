@@ -105,8 +105,9 @@ def _describe_model(checkpoint: Checkpoint) -> str:
         "pre-training tasks": f"{t.n_tasks} of {n_all} (rule: {t.rule}); the other {n_all - t.n_tasks} are new to it",
         "inputs": f"{config.n_train_inputs} of {n_all} shown in training (alpha = {t.alpha}), the others held out",
         "context": f"{config.data.n_examples} examples, so 0 to {config.data.n_examples - 1} shots",
-        "model": f"decoder, depth {m.n_layers}, width {m.d_model}, {m.n_heads} heads, RoPE{turn}, MLP of "
-        f"{m.mlp_factor} times the width with {m.activation}, {config.vocab_size} tokens, embedding {'tied' if m.tied else 'not tied'}",
+        "model": f"decoder, depth {m.n_layers}, width {m.d_model}, {m.n_heads} heads, RoPE{turn}, "
+        f"MLP of {m.mlp_factor} times the width with {m.activation}, {config.vocab_size} tokens, "
+        f"embedding {'tied' if m.tied else 'not tied'}",
         "size": f"{parameters:,} weights in bfloat16, {format_bytes(n_bytes)} ({n_bytes:,} bytes)",
     }
     return _make_rows(rows)
