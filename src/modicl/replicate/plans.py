@@ -162,7 +162,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "phase-diagram": {
         "small": _swept(
             "phase-diagram",
-            "25 runs, under an hour on two cores",
+            "25 runs, about half an hour on two cores",
             "paper_d6",
             SMALL_PHASES,
             _sweep_figure("phase-diagram", "phases", "phases"),
@@ -188,7 +188,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "depth": {
         "small": _swept(
             "depth",
-            "3 runs, about 20 minutes on two cores",
+            "9 runs, about 15 minutes on two cores",
             "paper_d2",
             f"{SMALL_BASE} --grid model.n_layers=1,2,3 --seeds 3",
             _slice("depth", "model.n_layers"),
@@ -204,7 +204,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "width": {
         "small": _swept(
             "width",
-            "5 runs, about 40 minutes on two cores",
+            "10 runs, about 20 minutes on two cores",
             "paper_d2",
             f"{SMALL_BASE} --zip 'model.d_model=32,64,128,64,64;model.n_heads=2,2,2,1,4' --seeds 2",
             _slice("width", "model.d_model", "model.n_heads"),
@@ -220,7 +220,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "rule": {
         "small": _swept(
             "rule",
-            "12 runs, about 20 minutes on two cores",
+            "12 runs, about 15 minutes on two cores",
             "paper_d6",
             f"{SMALL_BASE} --grid task.n_tasks=40,80,120 --grid task.rule=rectangle,random --seeds 2",
             _slice("rule", "task.n_tasks", "task.rule"),
@@ -236,7 +236,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "modulus": {
         "small": _swept(
             "modulus",
-            "6 runs, about 35 minutes on two cores",
+            "12 runs, about 15 minutes on two cores",
             "paper_d2",
             f"{SMALL_BASE} --zip 'task.p=11,11,13,13,17,17;task.n_tasks=40,88,40,120,40,200' --seeds 2",
             _slice("modulus", "task.n_tasks", "task.p"),
