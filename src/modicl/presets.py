@@ -24,6 +24,15 @@ from modicl.config import (
     suggest,
 )
 
+_STAGED = OptimConfig(
+    name="muon",
+    stage_lr=(2e-3, 2e-3, 3e-3, 5e-3),
+    stage_weight_decay=(0.2, 0.2, 1.0, 1.0),
+    warmup_steps=10,
+    final_factor=0.01,
+)
+"""For stages of copying, one line, two and four; the rate and decay after them are the preset's."""
+
 
 def tiny() -> RunConfig:
     """The smallest run that goes through everything, for tests: p = 5, width 32, float32.
@@ -68,15 +77,7 @@ def laptop() -> RunConfig:
         ),
         # An example's three tokens are one turn of a head's fastest pair, so that it can tell x, y and z apart.
         model=ModelConfig(n_layers=2, d_model=64, n_heads=2, rope_period=3, init_std=0.12, scale_attn_out=True),
-        optim=OptimConfig(
-            name="muon",
-            lr=5e-3,
-            stage_lr=(2e-3, 2e-3, 3e-3, 5e-3),
-            weight_decay=1.0,
-            stage_weight_decay=(0.2, 0.2, 1.0, 1.0),
-            warmup_steps=10,
-            final_factor=0.01,
-        ),
+        optim=replace(_STAGED, lr=5e-3, weight_decay=1.0),
         train=TrainConfig(steps=2600, log_every=50, eval_every=300, eval_sequences=512, save_every=500, threads=1),
     )
 
@@ -122,15 +123,7 @@ def laptop_p29() -> RunConfig:
             leave_at=0.1,
         ),
         model=ModelConfig(n_layers=2, d_model=64, n_heads=4, rope_period=3, init_std=0.12, scale_attn_out=True),
-        optim=OptimConfig(
-            name="muon",
-            lr=3e-3,
-            stage_lr=(2e-3, 2e-3, 3e-3, 5e-3),
-            weight_decay=0.5,
-            stage_weight_decay=(0.2, 0.2, 1.0, 1.0),
-            warmup_steps=10,
-            final_factor=0.01,
-        ),
+        optim=replace(_STAGED, lr=3e-3, weight_decay=0.5),
         train=TrainConfig(steps=4000, log_every=50, eval_every=500, eval_sequences=512, save_every=500, threads=1),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modicl.replicate.stages import Stage
 
 SMALL_BASE = "laptop --train.steps 2000"
-"""The small model of the sweeps: two minutes on one core (records/2026-11-22_rope-period)."""
+"""The small model of the sweeps: two to three minutes on one core (records/2026-11-22_rope-period)."""
 
 SMALL_PHASES = f"{SMALL_BASE} --grid task.n_tasks=8,20,48,84,120 --grid task.alpha=0.3,0.5,0.7,0.8,0.9"
 """The small phase diagram: a preset and the options of `modicl sweep`."""
@@ -162,7 +162,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "phase-diagram": {
         "small": _swept(
             "phase-diagram",
-            "25 runs, about half an hour on two cores",
+            "25 runs, under an hour on two cores",
             "paper_d6",
             SMALL_PHASES,
             _sweep_figure("phase-diagram", "phases", "phases"),
