@@ -26,6 +26,7 @@ from modicl.predictors import (
     Predictor,
     PretrainLearner,
     RatioMatching,
+    SumMatching,
     find_likeliest,
     make_predictor,
 )
@@ -39,7 +40,7 @@ LABELS = ("consistent", "corrupted", "random")
 SMALL_SIZES = [(p, n_vars) for p in (2, 3, 5, 7) for n_vars in (1, 2, 3)] + [(29, 1)]
 SIZES = [*SMALL_SIZES, (29, 2), (29, 3)]
 COMPOSITE_SIZES = [(4, 2), (6, 1), (6, 2), (9, 1)]
-NAMES = ("ratio", "regression", "copy", "last", "chance")
+NAMES = ("ratio", "sums", "regression", "copy", "last", "chance")
 NOISES = [Fraction(0), Fraction(1, 10), Fraction(1, 2), Fraction(49, 50), Fraction(1)]
 
 
@@ -87,6 +88,20 @@ def match_ratio(shown: Context, query: Vector, p: int) -> int | None:
     return next(answers, None) if any(query) else 0
 
 
+def match_sums(shown: Context, query: Vector, p: int) -> int | None:
+    """Ratio matching against the examples and, if none fits, against sums and differences, of the earliest pairs."""
+    answer = match_ratio(shown, query, p)
+    if answer is not None:
+        return answer
+    pairs = [
+        (tuple((v + sign * w) % p for v, w in zip(x, earlier, strict=True)), (z + sign * other) % p)
+        for k, (x, z) in enumerate(shown)
+        for earlier, other in shown[:k]
+        for sign in (1, -1)
+    ]
+    return match_ratio(pairs, query, p)
+
+
 def combine(shown: Context, query: Vector, p: int) -> int | None:
     """The answers at all linear combinations of the examples, each of which counts if it is none of those before."""
     answers = {(0,) * len(query): 0}
@@ -109,6 +124,7 @@ def agree(shown: Context, query: Vector, p: int) -> int | None:
 
 RULES: dict[Any, Callable[[Context, Vector, int], int | None]] = {
     RatioMatching: match_ratio,
+    SumMatching: match_sums,
     ModularRegression: combine,
     Copy: lambda shown, query, _: next((z for x, z in shown if x == query), None),
     LastTarget: lambda shown, *_: shown[-1][1] if shown else None,
@@ -203,7 +219,7 @@ def test_the_pretrain_learner_is_bayes_rule_over_its_tasks(p: int, n_vars: int, 
 @sizes(*SIZES, *COMPOSITE_SIZES)
 @pytest.mark.parametrize("learner", RULES)
 def test_learners_without_a_prior_follow_their_rule_in_every_context(learner: Any, p: int, n_vars: int) -> None:
-    if (p, n_vars) in SIZES or learner not in (RatioMatching, ModularRegression):
+    if (p, n_vars) in SIZES or learner not in (RatioMatching, SumMatching, ModularRegression):
         contexts = draw_contexts(p, n_vars)
         assert_gives(learner(p, n_vars), contexts, answer_all(RULES[learner], contexts, p))
 
@@ -298,7 +314,7 @@ def assert_refuses(match: str, make: Callable[..., Predictor], *arguments: Any) 
 
 @pytest.mark.parametrize("p", [4, 6, 9, 25])
 def test_learners_that_divide_refuse_a_composite_p(p: int) -> None:
-    for learner in (RatioMatching, ModularRegression):
+    for learner in (RatioMatching, SumMatching, ModularRegression):
         assert_refuses(rf"{learner.__name__} .*{p} is not prime", learner, p, 2)
 
 

@@ -449,9 +449,8 @@ def test_the_record_of_a_sweep_has_a_row_a_point(tmp_path):
     plant_sweep(tmp_path / "sweeps" / "modulus", base, points, seeds=2)
     rows = find_rows(write_record(FINDINGS["modulus"], "small", tmp_path))
     assert rows["fewest tasks at 0.75 on ood_test"][1] == "p = 7: 8, p = 11: none of 8, 16"
-    # Student's 95 % point of one degree of freedom, over the root of two seeds.
-    half = 12.7062 * (0.2 / 2**0.5) / 2**0.5
-    assert rows["task.p=11, task.n_tasks=8: ood_test"][1:] == [f"0.200 [{0.2 - half:.3f}, {0.2 + half:.3f}]", "2", "2"]
+    # Two seeds say nothing of the spread of others, so the mean stands with both.
+    assert rows["task.p=11, task.n_tasks=8: ood_test"][1:] == ["0.200 [0.100, 0.300]", "2", "2"]
 
 
 def test_the_record_of_grids_leaves_the_row_of_zeros_apart(tmp_path):

@@ -5,15 +5,16 @@ Those of the exact learners are log-probabilities (-inf where they rule a number
 
 - `IdealLearner`: Bayes over all p^n_vars tasks, `PretrainLearner`: Bayes over the pre-training tasks alone.
 - `RatioMatching`: z = c z_i where the query is c times a shown input (x_i, y_i).
+- `SumMatching`: also z = c (z_i + z_j) or c (z_i - z_j), where the query is c times the sum or difference of two.
 - `ModularRegression`: the answer that linear combinations of the examples fix.
 - `Copy`: the answer shown for the same input; `LastTarget`: the last z; `Chance`.
 
-The zero input is c = 0 times anything and the empty linear combination: `RatioMatching` and `ModularRegression` answer
-it by 0, with no example needed, and learn nothing from it.
+The zero input is c = 0 times anything and the empty linear combination: `RatioMatching`, `SumMatching` and
+`ModularRegression` answer it by 0, with no example needed, and learn nothing from it.
 
 Where examples contradict each other (wrong labels), the Bayes learners weigh tasks by the labels they explain, under a
-stated rate or number of wrong ones. `RatioMatching` and `Copy` go by the earliest example that applies,
-`ModularRegression` by the earliest linearly independent ones.
+stated rate or number of wrong ones. `RatioMatching` and `Copy` go by the earliest example that applies, `SumMatching`
+by that or else by the pair that is complete first, `ModularRegression` by the earliest linearly independent ones.
 
 Shapes: B sequences, S examples, T = S (K + 1) tokens, K = n_vars, N tasks, V = p numbers.
 """
@@ -240,6 +241,45 @@ class RatioMatching(_Exact):
         return *_find_first(line[index_BS]), scale_BS
 
 
+class SumMatching(_Exact):
+    """`RatioMatching` with the sum and the difference of any two examples as further examples.
+
+    Two examples on different lines of a plane tell `ModularRegression` the answers on its p - 1 other lines, and this
+    learner those on two of them.
+    """
+
+    def __init__(self, p: int = 29, n_vars: int = 2) -> None:
+        super().__init__(p, n_vars)
+        self._need_prime()
+        line, scale = make_lines(p, n_vars)
+        self._add_table("line", line)
+        self._add_table("scale", scale)
+        self._add_table("inverse", make_inverses(p))
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Log-probabilities of z at every shot, (B, S, p) float32."""
+        n_examples = tokens_BT.shape[1] // (self.n_vars + 1)
+        return torch.cat([self._predict(chunk_BT) for chunk_BT in tokens_BT.split(max(1, _CHUNK // n_examples**3))])
+
+    def _predict(self, tokens_BT: Tensor) -> Tensor:
+        line, scale, inverse = (self._get_table(n, tokens_BT.device) for n in ("line", "scale", "inverse"))
+        # X = S^2 examples with their z: the examples, then for every pair its sum and its difference.
+        example_BSK = tokens_BT.unflatten(1, (-1, self.n_vars + 1))
+        n_examples = example_BSK.shape[1]
+        later_J, earlier_J = torch.tril_indices(n_examples, n_examples, -1, device=tokens_BT.device)
+        one_BJK, other_BJK = example_BSK[:, later_J], example_BSK[:, earlier_J]
+        pair_BJK = torch.stack([one_BJK + other_BJK, one_BJK - other_BJK], dim=2).flatten(1, 2)
+        known_BXK = torch.cat([example_BSK, pair_BJK], dim=1) % self.p
+        shot_S = torch.arange(n_examples, device=tokens_BT.device)
+        last_X = torch.cat([shot_S, later_J.repeat_interleave(2)])
+        index_BX = index_inputs(known_BXK.flatten(1), self.n_vars, self.p)
+        unit_BX = known_BXK[..., -1] * inverse[scale[index_BX]] % self.p
+        line_BX, index_BS = line[index_BX], index_BX[:, :n_examples]
+        fits_BSX = (line_BX[:, None] == line[index_BS][..., None]) & (last_X < shot_S[:, None])
+        answer_BS = unit_BX.gather(1, fits_BSX.int().argmax(-1)) * scale[index_BS] % self.p
+        return self._answer(answer_BS, fits_BSX.any(-1) | (scale[index_BS] == 0))
+
+
 class ModularRegression(_Exact):
     """The answer that is a linear combination of the examples' where the query is one of their inputs; else uniform.
 
@@ -334,6 +374,7 @@ PREDICTORS: dict[str, Callable[[TaskSplit, float], Predictor]] = {
     "ideal": lambda split, noise: IdealLearner(split.p, split.n_vars, noise),
     "pretrain": lambda split, noise: PretrainLearner(split.pretrain_tasks, split.p, noise),
     "ratio": lambda split, _: RatioMatching(split.p, split.n_vars),
+    "sums": lambda split, _: SumMatching(split.p, split.n_vars),
     "regression": lambda split, _: ModularRegression(split.p, split.n_vars),
     "copy": lambda split, _: Copy(split.p, split.n_vars),
     "last": lambda split, _: LastTarget(split.p, split.n_vars),

@@ -49,8 +49,8 @@ _SECTIONS = ("task.", "data.", "model.", "optim.")
 
 _INTERVALS = (
     "Accuracies are at the last example of a context unless a number of shots is given, of the checkpoint that is best "
-    "on ood_test unless another is named. Intervals are at 95 % and describe the draw of contexts, for one model; over "
-    "several seeds they are Student's, for the models."
+    "on ood_test unless another is named. Intervals are at 95 % and describe the draw of contexts, for one model; of "
+    "several seeds, the mean stands with the lowest and the highest in brackets."
 )
 
 _CHOSEN = " Those of a sweep are of the evaluations in training, which chose the checkpoint and so flatter it a little."

@@ -111,13 +111,13 @@ def _read_means(place: Place, field: str) -> list[tuple[Any, Row, float]]:
 
 
 def _estimate(values: list[float], place: Place) -> dict[str, Any] | None:
-    """The mean over seeds with Student's interval or, of one model, its share of right answers with Wilson's."""
+    """The mean over seeds with the lowest and highest or, of one model, its share of right answers with Wilson's."""
     from modicl.sweep.folder import Sweep
 
     if not values:
         return None
     if len(values) > 1:
-        return asdict(summarize_seeds(values, "t95"))
+        return asdict(summarize_seeds(values))
     n = Sweep.load(place.folder / place.plan.sweep).base.train.eval_sequences
     return asdict(estimate_share(values[0] * n, n))
 
