@@ -243,6 +243,15 @@ def test_slices_have_a_line_for_each_value_and_say_what_the_bars_are():
     assert_nothing_overlaps(single)
 
 
+def test_a_line_goes_on_past_points_that_only_others_have():
+    rows = [row for row in make_rows() if (row[X], row[Y]) != (TASKS[1], ALPHAS[0])]
+    figure = plot_slice(make_slice(rows, X, "best.ood_test.last_accuracy", Y))
+    lines = [line for line in figure.axes[0].lines if np.size(line.get_xdata()) > 1]
+    assert np.asarray(lines[0].get_xdata()).tolist() == [TASKS[0], *TASKS[2:]]
+    assert np.asarray(lines[1].get_xdata()).tolist() == list(TASKS)
+    assert np.isfinite(np.asarray(lines[0].get_ydata())).all()
+
+
 def test_slices_mark_seeds_that_never_got_there():
     rows = [make_row(n, 0.5, s, "ood_generalization") for n in (8, 16, 32) for s in (0, 1)]
     rows[2]["reached.0.75.ood_test"] = None  # one seed of 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import compress
 from typing import Any
 
 from matplotlib import colormaps
@@ -69,14 +70,16 @@ def draw_slice(axes: Axes, table: dict[str, Any], x_axis: str = "linear", column
     """The lines of a slice, without the label of its column and its legend."""
     is_word = any(isinstance(value, (str, bool)) or value is None for value in table["xs"])
     xs = list(range(len(table["xs"]))) if is_word else table["xs"]
-    for points, style in zip(table["points"], _pick_styles(table["bys"]), strict=True):
+    for line, there, style in zip(table["points"], table["in_sweep"], _pick_styles(table["bys"]), strict=True):
+        # Where only other lines have a point, this one goes on; where a point is not finished, it breaks.
+        places, points = list(compress(xs, there)), list(compress(line, there))
         value, low, high = ([_get(point, key) for point in points] for key in ("value", "low", "high"))
-        axes.plot(xs, value, markersize=0, **style)
+        axes.plot(places, value, markersize=0, **style)
         if len(table["bys"]) <= _MOST_BANDS:
-            axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
         else:
-            axes.vlines(xs, low, high, color=style["color"], alpha=0.5, linewidth=0.7)
-        for x, height, point in zip(xs, value, points, strict=True):
+            axes.vlines(places, low, high, color=style["color"], alpha=0.5, linewidth=0.7)
+        for x, height, point in zip(places, value, points, strict=True):
             if point is None:
                 continue
             if point["n"] == 0:

@@ -25,10 +25,9 @@ def make_slice(rows: list[Row], x: str, column: str, by: str = "", spread: Sprea
     """A column's mean over seeds at every value of x and, where given, of `by`, as plain values.
 
     `points[j][i]` is that of `bys[j]` and `xs[i]`, and `in_sweep[j][i]` whether the sweep has it: None where no seed is
-    finished, else `value`, `low` and `high` (None
-    where no seed has a value), `n` (seeds with one), `without` (finished seeds without, as of a threshold never
-    reached; the mean leaves them out) and `planned` (all seeds). `spread` is the range over seeds or Student's 95 %
-    interval, which is infinite for one seed. Raises `UserError`.
+    finished, else `value`, `low` and `high` (None where no seed has a value), `n` (seeds with one), `without` (finished
+    seeds without, as of a threshold never reached; the mean leaves them out) and `planned` (all seeds). `spread` is the
+    range over seeds or Student's 95 % interval, which is infinite for one seed. Raises `UserError`.
     """
     check_column(rows, column)
     if x == by:
