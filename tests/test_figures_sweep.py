@@ -252,6 +252,13 @@ def test_a_line_goes_on_past_points_that_only_others_have():
     assert np.isfinite(np.asarray(lines[0].get_ydata())).all()
 
 
+def test_an_axis_of_whole_numbers_has_no_ticks_between_them():
+    rows = [{**make_row(64, 0.5, 0, "ood_generalization"), "model.n_layers": n} for n in (1, 2, 3)]
+    (axes,) = plot_slice(make_slice(rows, "model.n_layers", "best.ood_test.last_accuracy")).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1, 2, 3]
+
+
 def test_slices_mark_seeds_that_never_got_there():
     rows = [make_row(n, 0.5, s, "ood_generalization") for n in (8, 16, 32) for s in (0, 1)]
     rows[2]["reached.0.75.ood_test"] = None  # one seed of 16

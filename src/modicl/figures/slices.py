@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from modicl.config import SETS
 from modicl.figures.heatmaps import label_values, name_field
@@ -93,6 +93,8 @@ def draw_slice(axes: Axes, table: dict[str, Any], x_axis: str = "linear", column
         axes.set_xticks(xs, label_values(table["xs"], is_log=True))
     elif is_word:
         axes.set_xticks(xs, [str(value) for value in table["xs"]])
+    elif all(isinstance(value, int) for value in xs):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if column_axis == "log":
         axes.set_yscale("log")
     elif table["column"].endswith("accuracy"):

@@ -236,7 +236,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "modulus": {
         "small": _swept(
             "modulus",
-            "12 runs, about 15 minutes on two cores",
+            "12 runs, about 20 minutes on two cores",
             "paper_d2",
             f"{SMALL_BASE} --zip 'task.p=11,11,13,13,17,17;task.n_tasks=40,88,40,120,40,200' --seeds 2",
             _slice("modulus", "task.n_tasks", "task.p"),
