@@ -177,6 +177,7 @@ def test_numbers_are_left_out_where_they_do_not_fit(n):
         ([0.2, 0.3, 0.4], [0.2, 0.3, 0.4], False),
         ([8, 12, 16, 32], [3, np.log2(12), 4, 5], True),
         ([0, 0.001, 1], [0, 1, 2], False),
+        ([8, 20, 48, 84, 120], [0, 1, 2, 3, 4], False),
         (["random", "rectangle"], [0, 1], False),
         ([False, True], [0, 1], False),
         ([29], [0], False),

@@ -50,7 +50,7 @@ def place_values(values: Sequence[Any]) -> tuple[FloatArray, bool]:
     choices = [(numbers, False)] + ([(np.log2(numbers), True)] if numbers[0] > 0 else [])
     unevenness = [np.diff(places).max() / np.diff(places).min() for places, _ in choices]
     best = int(np.argmin(np.array(unevenness) + [0, 1e-9][: len(choices)]))
-    return choices[best] if unevenness[best] <= 4 else (even, False)
+    return choices[best] if unevenness[best] <= 2.5 else (even, False)
 
 
 def find_edges(places: FloatArray) -> FloatArray:
