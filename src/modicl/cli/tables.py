@@ -72,17 +72,17 @@ def describe_comparison(part: dict[str, Any]) -> list[str]:
     lines = ["Nearest by shot: " + (", ".join(spans) if len(spans) <= 8 else "changes often, see the file") + "."]
     for pair, shares in part["pairs"].items():
         one, other = pair.split()
-        if (one, other) == ("ratio", "regression") and shares["switch"]:
+        if one == "ratio" and other in ("sums", "regression") and shares["switch"]:
             share, switch = shares["nearer_second"]["overall"], shares["switch"]
             if switch["shot"] == switch["first_shot"]:
-                when = "regression at all of them"
+                when = f"{other} at all of them"
             elif switch["shot"] == len(nearest):
                 when = "ratio at all of them"
             else:
-                when = f"regression from {switch['shot']} shots on"
+                when = f"{other} from {switch['shot']} shots on"
             lines.append(
-                f"Where ratio and regression differ ({shares['differ']['overall']['value']:.0%} of queries), nearer to "
-                f"regression in {share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]; best told as {when} "
+                f"Where ratio and {other} differ ({shares['differ']['overall']['value']:.0%} of queries), nearer to "
+                f"{other} in {share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]; best told as {when} "
                 f"({switch['explained']:.0%} of them)."
             )
     if "by_rank" in part:
