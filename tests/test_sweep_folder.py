@@ -105,6 +105,19 @@ def test_states_are_those_of_the_files(tmp_path):
     lease.release()
 
 
+def test_a_run_that_its_sweep_trains_is_not_resumed_beside_it(tmp_path, modicl):
+    sweep = make_sweep(tmp_path / "s", "task.n_tasks=8", seeds=1)
+    (name,) = sweep.cells
+    lease = sweep.take_lease(name)
+    assert lease is not None
+    code, _, err = modicl("train", "--resume", sweep.run_path(name))
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"is being trained by its sweep {sweep.path}" in err
+    lease.release()
+    # Nothing is there to resume: another sentence.
+    assert "its sweep" not in modicl("train", "--resume", sweep.run_path(name))[2]
+
+
 def test_failures_are_counted_over_retries(tmp_path):
     sweep = make_sweep(tmp_path / "s", "task.n_tasks=8")
     (name,) = sweep.cells

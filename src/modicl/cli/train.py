@@ -90,6 +90,8 @@ def _train(preset: str | None, args: Train, group: Group) -> int:
         raise UserError(
             f"{args.resume} is a released model, which has no optimizer state to go on from: train its config anew."
         )
+    if args.resume is not None:
+        _check_sweep(args.resume)
     console = Console(highlight=False, soft_wrap=True)
     reporter = LiveReporter(Console(highlight=False)) if console.is_terminal else PlainReporter(console)
     try:
@@ -113,6 +115,16 @@ def _train(preset: str | None, args: Train, group: Group) -> int:
     finally:
         reporter.close()
     return 0
+
+
+def _check_sweep(run: Path) -> None:
+    """Raise `UserError` if a sweep is training this run of its own just now: two who write it would spoil it."""
+    from modicl.sweep.leases import is_live
+
+    folder = run.resolve()
+    sweep = folder.parent.parent
+    if is_live(sweep / "leases" / f"{folder.name}.json"):
+        raise UserError(f"The run {run} is being trained by its sweep {sweep}: wait until it has ended, or stop it.")
 
 
 def run_presets(args: Presets) -> int:
