@@ -25,6 +25,7 @@ _NAMES = {
     "task.n_tasks": "pre-training tasks",
     "task.alpha": "training share of inputs, \N{GREEK SMALL LETTER ALPHA}",
     "task.p": "modulus p",
+    "task.rule": "choice of tasks",
     "model.n_layers": "blocks",
     "model.d_model": "width",
     "model.n_heads": "heads",

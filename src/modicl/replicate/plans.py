@@ -220,7 +220,7 @@ PLANS: dict[str, Mapping[str, Plan]] = {
     "rule": {
         "small": _swept(
             "rule",
-            "12 runs, about 15 minutes on two cores",
+            "12 runs, about 20 minutes on two cores",
             "paper_d6",
             f"{SMALL_BASE} --grid task.n_tasks=40,80,120 --grid task.rule=rectangle,random --seeds 2",
             _slice("rule", "task.n_tasks", "task.rule"),
