@@ -245,7 +245,8 @@ class SumMatching(_Exact):
     """`RatioMatching` with the sum and the difference of any two examples as further examples.
 
     Two examples on different lines of a plane tell `ModularRegression` the answers on its p - 1 other lines, and this
-    learner those on two of them.
+    learner those on two of them, for odd p. Of several pairs it takes the one that is complete first, then the one with
+    the earlier first member, then the sum.
     """
 
     def __init__(self, p: int = 29, n_vars: int = 2) -> None:

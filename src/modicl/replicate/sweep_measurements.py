@@ -111,7 +111,7 @@ def _read_means(place: Place, field: str) -> list[tuple[Any, Row, float]]:
 
 
 def _estimate(values: list[float], place: Place) -> dict[str, Any] | None:
-    """The mean over seeds with the lowest and highest or, of one model, its share of right answers with Wilson's."""
+    """Of several seeds the mean, the lowest and the highest; of one model its accuracy with Wilson's interval."""
     from modicl.sweep.folder import Sweep
 
     if not values:
