@@ -1,7 +1,8 @@
 """Accuracy by shots of ratio matching, sums and regression at p = 29: python benchmarks/learners_by_shot.py.
 
-On sequences of new tasks with training inputs and with held-out ones, of the paper's split; the table of docs/learners.md
-is of the first. The accuracy of a learner that is torn between numbers is its probability of the right one.
+On sequences of new tasks with training inputs and with held-out ones, of the paper's split; the table of
+docs/learners.md is of the first. The accuracy of a learner that is torn between numbers is its probability of the right
+one.
 """
 
 from __future__ import annotations
