@@ -253,6 +253,15 @@ def test_a_line_goes_on_past_points_that_only_others_have():
     assert np.isfinite(np.asarray(lines[0].get_ydata())).all()
 
 
+def test_a_line_of_one_point_has_its_range_as_a_bar():
+    rows = [make_row(64, alpha, seed, "ood_generalization") for alpha in (0.4, 0.6) for seed in (0, 1)]
+    rows[0]["best.ood_test.last_accuracy"] = 0.5
+    figure = plot_slice(make_slice(rows, X, "best.ood_test.last_accuracy", Y))
+    bar, *_ = figure.axes[0].collections
+    low, high = np.asarray(bar.get_paths()[0].vertices)[:, 1]
+    assert (low, high) == (0.5, rows[1]["best.ood_test.last_accuracy"])
+
+
 def test_an_axis_of_whole_numbers_has_no_ticks_between_them():
     rows = [{**make_row(64, 0.5, 0, "ood_generalization"), "model.n_layers": n} for n in (1, 2, 3)]
     (axes,) = plot_slice(make_slice(rows, "model.n_layers", "best.ood_test.last_accuracy")).axes

@@ -75,7 +75,7 @@ def draw_slice(axes: Axes, table: dict[str, Any], x_axis: str = "linear", column
         places, points = list(compress(xs, there)), list(compress(line, there))
         value, low, high = ([_get(point, key) for point in points] for key in ("value", "low", "high"))
         axes.plot(places, value, markersize=0, **style)
-        if len(table["bys"]) <= _MOST_BANDS:
+        if len(table["bys"]) <= _MOST_BANDS and len(places) > 1:
             axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
         else:
             axes.vlines(places, low, high, color=style["color"], alpha=0.5, linewidth=0.7)
