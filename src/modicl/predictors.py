@@ -241,21 +241,13 @@ class RatioMatching(_Exact):
         return *_find_first(line[index_BS]), scale_BS
 
 
-class SumMatching(_Exact):
+class SumMatching(RatioMatching):
     """`RatioMatching` with the sum and the difference of any two examples as further examples.
 
     Two examples on different lines of a plane tell `ModularRegression` the answers on its p - 1 other lines, and this
     learner those on two of them, for odd p. Of several pairs it takes the one that is complete first, then the one with
     the earlier first member, then the sum.
     """
-
-    def __init__(self, p: int = 29, n_vars: int = 2) -> None:
-        super().__init__(p, n_vars)
-        self._need_prime()
-        line, scale = make_lines(p, n_vars)
-        self._add_table("line", line)
-        self._add_table("scale", scale)
-        self._add_table("inverse", make_inverses(p))
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Log-probabilities of z at every shot, (B, S, p) float32."""
