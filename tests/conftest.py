@@ -8,6 +8,14 @@ from modicl import train
 from modicl.cli import main
 from tests.whole_sweeps import GRID, make_sweep
 
+LONGEST = ("sweep_cluster", "training", "sweep_run", "distributed", "cli", "figures_sweep", "packs", "replicate")
+
+
+def pytest_collection_modifyitems(items):
+    # Workers take whole files in this order (--dist loadfile), so none is left alone with a long one at the end.
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():

@@ -155,7 +155,7 @@ def test_ablation_has_every_set_and_frequency():
 
 
 def test_files_are_the_same_twice(tmp_path):
-    heads, spectra = make_heads(), make_spectra()
+    heads, spectra = make_heads(p=5, shots=(2,)), make_spectra()
     plots: dict[str, Callable[[], Figure]] = {
         "circles": lambda: plot_circles(heads),
         "scores": lambda: plot_circle_scores(heads),

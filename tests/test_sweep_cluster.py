@@ -17,6 +17,7 @@ from modicl.sweep.folder import Sweep
 from modicl.sweep.placement import make_executor
 from tests.whole_sweeps import (
     GRID,
+    SMALL_GRID,
     Silent,
     check_complete,
     find_differences,
@@ -76,7 +77,7 @@ def test_killed_at_random_workers_and_drivers_a_sweep_on_ray_ends_with_every_run
 def test_a_node_lost_in_the_middle_costs_no_run(tmp_path, cluster, lone):
     second = cluster.add_node(num_cpus=2, node_ip_address=ADDRESS, object_store_memory=STORE)
     cluster.wait_for_nodes()
-    sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
+    sweep = make_sweep(tmp_path / "s", *SMALL_GRID, seeds=2)
     driver = start_driver(drive_on_ray, sweep, cluster.address)
     theirs = find_children(second)
     while not theirs.intersection(find_workers(sweep)):
@@ -100,7 +101,7 @@ def find_children(node) -> set[int]:
 
 
 def test_a_sweep_goes_on_under_another_executor(tmp_path, cluster, lone):
-    sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
+    sweep = make_sweep(tmp_path / "s", *SMALL_GRID, seeds=2)
     driver = start_driver(drive_on_ray, sweep, cluster.address)
     while "finished" not in sweep.states().values():
         time.sleep(0.02)

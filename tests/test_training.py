@@ -141,7 +141,7 @@ def test_ctrl_c_in_the_command_saves_and_says_how_to_go_on(tmp_path):
     assert not damage
 
 
-KILLS = 20
+KILLS = 10  # in each number format
 
 
 def train_or_resume(config: RunConfig, folder: Path) -> None:

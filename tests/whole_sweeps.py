@@ -1,4 +1,4 @@
-"""Sweeps of 3 x 3 cells and 2 seeds, what their runs are when trained by themselves, and drivers to kill."""
+"""Sweeps of 3 x 3 or 2 x 2 cells and 2 seeds, what their runs are when trained by themselves, and drivers to kill."""
 
 import hashlib
 import multiprocessing
@@ -23,6 +23,8 @@ from modicl.sweep.leases import read_lease
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["modicl.sweep.driver"])
 GRID = ("task.n_tasks=4,8,12", "task.alpha=0.4,0.6,0.8")
+SMALL_GRID = ("task.n_tasks=4,8", "task.alpha=0.4,0.6")
+"""A part of it, where who runs a cell and when is what is tested."""
 STEPS = 20
 
 
@@ -49,10 +51,9 @@ class Silent:
 
 def find_differences(sweep: Sweep, lone: dict[str, Path]) -> list[str]:
     """The files of a sweep that are not those of the runs trained by themselves."""
-    assert set(sweep.cells) == set(lone)
     found = []
-    for name, folder in lone.items():
-        here, there = read_result(sweep.run_path(name)), read_result(folder)
+    for name in sweep.cells:
+        here, there = read_result(sweep.run_path(name)), read_result(lone[name])
         found += [f"{name}/{file}" for file in here if here[file] != there[file]]
     return found
 
@@ -84,7 +85,7 @@ def start_driver(drive: Callable[..., None], sweep: Sweep, *args: Any) -> Any:
 def check_complete(sweep: Sweep, lone: dict[str, Path]) -> None:
     """Every run is there, once, as if it had been trained by itself."""
     assert set(sweep.states().values()) == {"finished"}
-    assert {path.name for path in (sweep.path / "runs").iterdir() if path.name[0] != "."} == set(lone)
+    assert {path.name for path in (sweep.path / "runs").iterdir() if path.name[0] != "."} == set(sweep.cells)
     assert max(read_log(sweep, "finished").values()) == 1
     assert find_differences(sweep, lone) == []
 
@@ -92,7 +93,7 @@ def check_complete(sweep: Sweep, lone: dict[str, Path]) -> None:
 def survive_kills(folder: Path, lone: dict[str, Path], start: Callable[[Sweep], Any]) -> None:
     """Kill workers and drivers at random moments, ten times or more, and check that the sweep completes."""
     dice = random.Random(1)
-    sweep = make_sweep(folder / "0", *GRID, seeds=2)
+    sweep = make_sweep(folder / "0", *SMALL_GRID, seeds=2)
     worker_kills = driver_kills = turn = 0
     driver = start(sweep)
     while worker_kills + driver_kills < 10 or driver_kills < 3:
@@ -101,7 +102,7 @@ def survive_kills(folder: Path, lone: dict[str, Path], start: Callable[[Sweep], 
         if not driver.is_alive():  # before it was killed often enough: another sweep
             assert driver.exitcode == 0
             check_complete(sweep, lone)
-            sweep = make_sweep(folder / str(turn + 1), *GRID, seeds=2)
+            sweep = make_sweep(folder / str(turn + 1), *SMALL_GRID, seeds=2)
             driver = start(sweep)
             continue
         time.sleep(dice.uniform(0, 0.15))
