@@ -89,19 +89,23 @@ def make_lists_slowly(sampler: Sampler, step: int, n_lists: int) -> list[list[in
     width = max([n, *sizes])
     drawn = draw_slowly(sampler, step, Stream.INPUTS, n_lists * width)
     chosen = draw_slowly(sampler, step, Stream.CURRICULUM, n_lists)
+    others = draw_slowly(sampler, step, Stream.INTERLEAVE, n_lists)
+    of_any = [*((u, s) for _, u, s in data.stages), (0, 0.0)]
     streams = Stream.POOL_SLOT, Stream.SLIDE, Stream.MULTIPLE
     slots, moves, which = (draw_slowly(sampler, step, stream, n_lists * n) for stream in streams)
     lists = []
     for r in range(n_lists):
         u, s = stage if staged and stage else mixture[chosen[r] * len(mixture) >> 32] if mixed else (0, 0.0)
+        if staged and others[r] < math.floor(data.interleave * 2**32):
+            u, s = of_any[chosen[r] * len(of_any) >> 32]
         row = []
         for k in range(r * n, (r + 1) * n):
             place = slots[k] * u >> 32 if u else k - r * n
             i = drawn[r * width + place] * m >> 32
             multiples = [[c * v % p for v in inputs[i]] for c in range(p)]
-            others = [j for j in range(m) if j != i and inputs[j] in multiples]
-            slides = others and moves[k] < math.floor(s * 2**32)
-            row.append(others[which[k] * len(others) >> 32] if slides else i)
+            along = [j for j in range(m) if j != i and inputs[j] in multiples]
+            slides = along and moves[k] < math.floor(s * 2**32)
+            row.append(along[which[k] * len(along) >> 32] if slides else i)
         lists.append(row)
     return lists
 
@@ -115,6 +119,7 @@ CONTEXTS: list[dict[str, Any]] = [
     {},
     {"contexts": "stages", "stages": ((3, 2, 0.5), (6, 0, 1.0), (9, 5, 0.0))},
     {"contexts": "stages", "stages": ((4, 1, 0.0),)},
+    {"contexts": "stages", "stages": ((3, 1, 0.9), (8, 6, 0.5)), "interleave": 0.6},
     {"contexts": "mixture", "pools": (0, 1, 4), "slides": (0.0, 0.7)},
     {"contexts": "mixture", "pools": (6, 2), "slides": (0.3,)},
 ]

@@ -45,7 +45,9 @@ def list_notes(config: RunConfig) -> list[str]:
     if t.rule != "mixed":
         notes += set_without("task", ("n_random",), f"task.rule={t.rule}")
     if d.contexts != "stages":
-        notes += set_without("data", ("stages", "stage_examples", "leave_at"), f"data.contexts={d.contexts}")
+        notes += set_without(
+            "data", ("stages", "stage_examples", "leave_at", "interleave"), f"data.contexts={d.contexts}"
+        )
         notes += set_without("optim", ("stage_lr", "stage_weight_decay"), f"data.contexts={d.contexts}")
     if d.contexts != "mixture":
         notes += set_without("data", ("pools", "slides"), f"data.contexts={d.contexts}")
@@ -216,6 +218,12 @@ def _check_stages(d: DataConfig) -> None:
         d.leave_at == 0 or min(d.stage_examples, default=d.n_examples) > 1,
         f"data.leave_at={d.leave_at} asks how well examples are used, and a stage has one alone: give it two or more, "
         f"or take data.leave_at=0.",
+    )
+    _require(0 <= d.interleave <= 1, f"data.interleave is {d.interleave}; it has to be from 0 to 1.")
+    _require(
+        d.leave_at == 0 or d.interleave == 0,
+        f"data.leave_at={d.leave_at} judges a stage by the loss of its contexts, and data.interleave={d.interleave} "
+        f"puts others among them: take one of the two.",
     )
 
 

@@ -33,6 +33,7 @@ _STREAMS = (
     Stream.EXTRA_TASKS,
     Stream.INPUTS,
     Stream.CURRICULUM,
+    Stream.INTERLEAVE,
     Stream.POOL_SLOT,
     Stream.SLIDE,
     Stream.MULTIPLE,
@@ -144,6 +145,8 @@ class PackedSampler:
         self.n_pairs_N1 = torch.tensor([len(each) for each in pairs], device=self.device)[:, None]
         self.mixes_N1 = torch.tensor([s.data.contexts == "mixture" for s in samplers], device=self.device)[:, None]
         self.staged_N1 = torch.tensor([s.data.contexts == "stages" for s in samplers], device=self.device)[:, None]
+        interleave = [s.data.interleave for s in samplers]
+        self.interleave_N1 = torch.tensor(interleave, device=self.device, dtype=torch.float64)[:, None]
         self.multiples: tuple[Tensor, Tensor] | None = None
         if any(s > 0 for each in pairs for _, s in each):
             found = [find_multiples(s.inputs, self.p) for s in samplers]
@@ -198,12 +201,11 @@ class PackedSampler:
             return self._permute(keys[Stream.INPUTS], rows, self.n_inputs_N11, self.inputs_NMK.shape[1])[..., :width]
         if not self.curriculum:
             return scale_bits(self._draw(keys[Stream.INPUTS], rows, width, width), self.n_inputs_N11)
-        pair_NR = self._draw_pairs(keys[Stream.CURRICULUM], step_N)
+        over_N1, pair_NR = self._draw_pairs(keys, step_N)
         pool_NR1 = self.pools_NP.gather(1, pair_NR)[..., None]
         slide_NR1 = self.slides_NP.gather(1, pair_NR)[..., None]
         # A pool of u inputs is the first u of a row's draws, so that one draw serves every u; u = 0 takes them in turn.
-        uniform_N11 = (pair_NR[:, :1] == self.n_pairs_N1)[..., None]
-        width_N11 = torch.where(uniform_N11, width, self.pool_width_N11)
+        width_N11 = torch.where(over_N1[..., None], width, self.pool_width_N11)
         drawn_NRW = scale_bits(self._draw(keys[Stream.INPUTS], rows, width_N11, self.most_pooled), self.n_inputs_N11)
         slot_bits = self._draw(keys[Stream.POOL_SLOT], rows, width, width)
         slot_NRS = scale_bits(slot_bits, pool_NR1.clamp(min=1))
@@ -221,13 +223,19 @@ class PackedSampler:
         moved_NRS = table_NMC.flatten(1).gather(1, flat_NX).view_as(input_NRS)
         return torch.where(moves_NRS, moved_NRS, input_NRS)
 
-    def _draw_pairs(self, key_N: Tensor, step_N: Tensor) -> Tensor:
-        """Which (u, s) each row has, (N, R); the number of pairs where contexts are uniform."""
-        bits_NR = self._draw(key_N, self.n_rows, 1, 1)[..., 0]
-        mixed_NR = scale_bits(bits_NR, self.n_pairs_N1)
+    def _draw_pairs(self, keys: dict[Stream, Tensor], step_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether there is no curriculum any more (N, 1), and which (u, s) each row has, (N, R).
+
+        The number of pairs stands for uniform contexts.
+        """
+        bits_NR = self._draw(keys[Stream.CURRICULUM], self.n_rows, 1, 1)[..., 0]
         reached_NP = (self.ends_NP <= step_N[:, None]) & (self.ends_NP > 0)
         stage_N1 = torch.where(self.staged_N1, reached_NP.sum(1, keepdim=True), self.n_pairs_N1)
-        return torch.where(self.mixes_N1, mixed_NR, stage_N1)
+        over_N1 = ~self.mixes_N1 & (stage_N1 == self.n_pairs_N1)
+        any_bits = self._draw(keys[Stream.INTERLEAVE], self.n_rows, 1, 1)[..., 0]
+        any_NR = find_events(any_bits, self.interleave_N1) & ~over_N1
+        drawn_NR = scale_bits(bits_NR, self.n_pairs_N1 + ~self.mixes_N1)
+        return over_N1, torch.where(self.mixes_N1 | any_NR, drawn_NR, stage_N1)
 
 
 def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:

@@ -30,7 +30,7 @@ class Stream(enum.IntEnum):
     TRAIN_INPUTS = 2  # input split
     EXTRA_TASKS = 3  # which tasks get one more sequence
     INPUTS = 4  # inputs drawn for each example
-    CURRICULUM = 5  # (u, s) of each list, in a mixture
+    CURRICULUM = 5  # (u, s) of each list, in a mixture or of any stage
     POOL_SLOT = 6  # which input of the pool an example repeats
     SLIDE = 7  # whether an example moves to a multiple
     MULTIPLE = 8  # and to which
@@ -46,6 +46,7 @@ class Stream(enum.IntEnum):
     SIMILARITY_NULL = 18
     PROBES = 19  # a probe's contexts, which tasks it is fitted on, and its shuffled labels
     HALVES = 20  # which o.o.d. tasks may choose a checkpoint
+    INTERLEAVE = 21  # whether a list is of any stage rather than the present one
 
 
 def _mix(value: int) -> int:
