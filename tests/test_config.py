@@ -93,7 +93,7 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_due() -> None:
 ADDED = {
     "data.stage_examples",
     "data.leave_at",
-    "data.interleave",
+    "data.stage_interleave",
     "optim.stage_lr",
     "optim.stage_weight_decay",
     "model.rope_period",

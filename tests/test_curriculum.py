@@ -98,6 +98,9 @@ def test_a_stage_is_learned_at_its_share_of_the_way_to_chance(lengths, n_example
         loss = math.log(5) * (guesses + 0.25 * (1 - guesses))
         assert is_stage_learned(data, 5, stage, loss - 1e-9)
         assert not is_stage_learned(data, 5, stage, loss + 1e-9)
+    # The loss of a stage with other stages' contexts among its own is not its loss.
+    some = dataclasses.replace(data, stage_interleave=(0.0, 0.5))
+    assert [is_stage_learned(some, 5, stage, 0.0) for stage in (0, 1)] == [True, False]
 
 
 # --- batches and losses
@@ -333,13 +336,13 @@ def test_two_processes_leave_where_one_does(leaving, tmp_path: Path) -> None:
 # --- what older versions wrote
 
 
-OLD: dict[str, Any] = {"data__leave_at": 0.0, "data__stage_examples": (), "data__interleave": 0.0}
+OLD: dict[str, Any] = {"data__leave_at": 0.0, "data__stage_examples": (), "data__stage_interleave": ()}
 OLD |= {"optim__stage_weight_decay": (), "optim__stage_lr": ()}
 """What configs did that have none of these settings."""
 
 
 def drop_settings(config: dict[str, Any]) -> None:
-    del config["data"]["stage_examples"], config["data"]["leave_at"], config["data"]["interleave"]
+    del config["data"]["stage_examples"], config["data"]["leave_at"], config["data"]["stage_interleave"]
     del config["optim"]["hold_steps"], config["optim"]["stage_weight_decay"], config["optim"]["stage_lr"]
 
 
@@ -379,7 +382,7 @@ def test_a_config_without_the_new_settings_has_their_defaults_and_no_other_may_l
     assert RunConfig.from_dict(old) == plain
     new = json.loads(json.dumps(make_leaving().to_dict()))
     assert RunConfig.from_dict(new) == make_leaving()
-    default = {"stage_examples": (), "leave_at": 0.0, "interleave": 0.0}
+    default = {"stage_examples": (), "leave_at": 0.0, "stage_interleave": ()}
     for name in new["data"]:
         lacking = new | {"data": {key: value for key, value in new["data"].items() if key != name}}
         if name in default:
@@ -402,10 +405,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data__leave_at": 1.0}, r"data\.leave_at is 1\.0; it has to be at least 0 and below 1"),
     ({"data__leave_at": -0.1}, r"data\.leave_at is -0\.1; it has to be at least 0 and below 1"),
     ({"data__leave_at": math.nan}, r"data\.leave_at is nan"),
-    ({"data__interleave": -0.1}, r"data\.interleave is -0\.1; it has to be from 0 to 1"),
-    ({"data__interleave": 1.5}, r"data\.interleave is 1\.5; it has to be from 0 to 1"),
-    ({"data__interleave": math.nan}, r"data\.interleave is nan"),
-    ({"data__interleave": 0.5}, r"data\.leave_at=0\.99 judges a stage by .* data\.interleave=0\.5 puts others among"),
+    ({"data__stage_interleave": (0.5,)}, r"data\.stage_interleave has 1 numbers for 3 stages; take one a stage"),
+    (
+        {"data__stage_interleave": (0.0, -0.1, 0.0)},
+        r"data\.stage_interleave has chance -0\.1; it has to be from 0 to 1",
+    ),
+    ({"data__stage_interleave": (1.5, 0.0, 0.0)}, r"data\.stage_interleave has chance 1\.5; it has to be from 0 to 1"),
+    ({"data__stage_interleave": (0.0, 0.0, math.nan)}, r"data\.stage_interleave has chance nan"),
     ({"optim__stage_lr": (1.0, 1.0)}, r"optim\.stage_lr has 2 numbers for 3 stages; take one a stage"),
     ({"optim__stage_lr": (1.0, 0.0, 1.0)}, r"optim\.stage_lr has 0\.0; a learning rate has to be positive and finite"),
     ({"optim__stage_lr": (1.0, math.nan, 1.0)}, r"optim\.stage_lr has nan; a learning rate has to be positive"),
@@ -434,7 +440,7 @@ def test_what_can_be_is_not_refused_and_has_no_note() -> None:
         {"data__stage_examples": ()},
         {"data__leave_at": 0.0, "data__stages": ((8, 0, 0.5), (9, 0, 0.0), (10, 1, 0.0))},
         {"data__leave_at": 1e-9},
-        {"data__leave_at": 0.0, "data__interleave": 1.0},
+        {"data__stage_interleave": (0.0, 1.0, 0.5)},
     ):
         config = make_leaving(**{"data__stages": ((8, 1, 0.0), (31, 1, 0.0), (39, 2, 0.0)), **changes})
         check_config(config)
@@ -447,7 +453,7 @@ def test_what_can_be_is_not_refused_and_has_no_note() -> None:
     [
         {"data__stage_examples": (3,)},
         {"data__leave_at": 0.5},
-        {"data__interleave": 0.5},
+        {"data__stage_interleave": (0.5,)},
         {"optim__stage_weight_decay": (0.5,)},
         {"optim__stage_lr": (0.5,)},
     ],

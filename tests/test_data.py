@@ -116,7 +116,7 @@ def test_every_example_of_any_batch_is_right_and_from_its_own_set(data: st.DataO
                 {},
                 {"distinct_inputs": True, "n_examples": 2},
                 {"contexts": "stages", "stages": ((10**5, 2, 0.5), (10**6, 0, 1.0))},
-                {"contexts": "stages", "stages": ((10**6, 1, 0.9),), "interleave": 0.5},
+                {"contexts": "stages", "stages": ((10**6, 1, 0.9),), "stage_interleave": (0.5,)},
                 {"contexts": "mixture", "pools": (0, 1, 3), "slides": (0.0, 0.7)},
             ]
         )
@@ -521,13 +521,13 @@ def test_a_mixture_of_one_pair_is_that_stage() -> None:
 
 
 def test_interleaved_contexts_are_of_any_stage_equally_often_and_of_the_present_one_more() -> None:
-    p, n, r = 11, 900, 0.6
+    p, n = 11, 900
     stages = ((4, 1, 0.0), (8, 1, 0.5))
-    of_stages: dict[str, Any] = {"contexts": "stages", "stages": stages, "interleave": r}
+    of_stages: dict[str, Any] = {"contexts": "stages", "stages": stages, "stage_interleave": (0.6, 0.3)}
     config = make_config({"p": p, "alpha": 0.95}, **of_stages, n_examples=24, batch_size=n, shared_inputs=False)
     sampler = make_train_sampler(config, make_split(config))
     zero = 1 / len(sampler.inputs) if (0, 0) in to_set(sampler.inputs) else 0.0
-    for step, present in ((2, (1, 0.0)), (6, (1, 0.5))):
+    for step, present, r in ((2, (1, 0.0), 0.6), (6, (1, 0.5), 0.3)):
         kinds = Counter(classify(row, p) for row in get_inputs(sampler.batch(step), 2))
         share = {kind: r / 3 + (1 - r) * (kind == present) for kind in ((1, 0.0), (1, 0.5), (0, 0.0))}
         moved = share[1, 0.5] * zero  # a pool of the zero input alone looks like u = 1, s = 0 whatever s is
@@ -540,7 +540,7 @@ def test_interleaved_contexts_are_of_any_stage_equally_often_and_of_the_present_
 def test_interleaving_ends_with_the_last_stage_and_none_of_it_changes_no_batch() -> None:
     own: dict[str, Any] = {"batch_size": 40, "shared_inputs": False}
     staged = own | {"contexts": "stages", "stages": ((3, 2, 0.4), (6, 1, 0.0))}
-    changes: list[dict[str, Any]] = [{}, {"interleave": 1e-12}, {"interleave": 0.5}]
+    changes: list[dict[str, Any]] = [{}, {"stage_interleave": (0.0, 1e-12)}, {"stage_interleave": (0.5, 0.5)}]
     configs = [*(make_config(**staged, **more) for more in changes), make_config(**own)]
     split = make_split(configs[0])
     plain, none, half, uniform = ([make_train_sampler(c, split).batch(step) for step in range(9)] for c in configs)
@@ -554,8 +554,8 @@ def test_interleaving_ends_with_the_last_stage_and_none_of_it_changes_no_batch()
     [
         ("uniform", {}, {"stages": ((100, 1, 0.5),)}),
         ("uniform", {}, {"pools": (1,), "slides": (0.5,)}),
-        ("uniform", {}, {"interleave": 0.5}),
-        ("mixture", {"pools": (0, 3), "slides": (0.0, 0.5)}, {"interleave": 0.5}),
+        ("uniform", {}, {"stage_interleave": (0.5,)}),
+        ("mixture", {"pools": (0, 3), "slides": (0.0, 0.5)}, {"stage_interleave": (0.5,)}),
         ("stages", {"stages": ((100, 2, 0.5),)}, {"pools": (5,), "slides": (0.0,)}),
         ("mixture", {"pools": (0, 3), "slides": (0.0, 0.5)}, {"stages": ((100, 1, 0.9), (200, 2, 0.0))}),
     ],

@@ -90,13 +90,15 @@ def make_lists_slowly(sampler: Sampler, step: int, n_lists: int) -> list[list[in
     drawn = draw_slowly(sampler, step, Stream.INPUTS, n_lists * width)
     chosen = draw_slowly(sampler, step, Stream.CURRICULUM, n_lists)
     others = draw_slowly(sampler, step, Stream.INTERLEAVE, n_lists)
+    present = next((i for i, (end, _, _) in enumerate(data.stages) if step < end), 0)
+    interleave = data.stage_interleave[present] if data.stage_interleave else 0.0
     of_any = [*((u, s) for _, u, s in data.stages), (0, 0.0)]
     streams = Stream.POOL_SLOT, Stream.SLIDE, Stream.MULTIPLE
     slots, moves, which = (draw_slowly(sampler, step, stream, n_lists * n) for stream in streams)
     lists = []
     for r in range(n_lists):
         u, s = stage if staged and stage else mixture[chosen[r] * len(mixture) >> 32] if mixed else (0, 0.0)
-        if staged and others[r] < math.floor(data.interleave * 2**32):
+        if staged and others[r] < math.floor(interleave * 2**32):
             u, s = of_any[chosen[r] * len(of_any) >> 32]
         row = []
         for k in range(r * n, (r + 1) * n):
@@ -119,7 +121,7 @@ CONTEXTS: list[dict[str, Any]] = [
     {},
     {"contexts": "stages", "stages": ((3, 2, 0.5), (6, 0, 1.0), (9, 5, 0.0))},
     {"contexts": "stages", "stages": ((4, 1, 0.0),)},
-    {"contexts": "stages", "stages": ((3, 1, 0.9), (8, 6, 0.5)), "interleave": 0.6},
+    {"contexts": "stages", "stages": ((3, 1, 0.9), (8, 6, 0.5)), "stage_interleave": (0.3, 0.6)},
     {"contexts": "mixture", "pools": (0, 1, 4), "slides": (0.0, 0.7)},
     {"contexts": "mixture", "pools": (6, 2), "slides": (0.3,)},
 ]

@@ -46,7 +46,7 @@ def list_notes(config: RunConfig) -> list[str]:
         notes += set_without("task", ("n_random",), f"task.rule={t.rule}")
     if d.contexts != "stages":
         notes += set_without(
-            "data", ("stages", "stage_examples", "leave_at", "interleave"), f"data.contexts={d.contexts}"
+            "data", ("stages", "stage_examples", "stage_interleave", "leave_at"), f"data.contexts={d.contexts}"
         )
         notes += set_without("optim", ("stage_lr", "stage_weight_decay"), f"data.contexts={d.contexts}")
     if d.contexts != "mixture":
@@ -198,11 +198,11 @@ def _check_data(config: RunConfig) -> None:
 
 def _check_stages(d: DataConfig) -> None:
     """The settings beside data.stages."""
-    if d.stage_examples:
-        _require(
-            len(d.stage_examples) == len(d.stages),
-            f"data.stage_examples has {len(d.stage_examples)} numbers for {len(d.stages)} stages; take one a stage.",
-        )
+    for name in ("stage_examples", "stage_interleave"):
+        n = len(getattr(d, name))
+        _require(n in (0, len(d.stages)), f"data.{name} has {n} numbers for {len(d.stages)} stages; take one a stage.")
+    for chance in d.stage_interleave:
+        _require(0 <= chance <= 1, f"data.stage_interleave has chance {chance}; it has to be from 0 to 1.")
     for n in d.stage_examples:
         _require(
             1 <= n <= d.n_examples,
@@ -218,12 +218,6 @@ def _check_stages(d: DataConfig) -> None:
         d.leave_at == 0 or min(d.stage_examples, default=d.n_examples) > 1,
         f"data.leave_at={d.leave_at} asks how well examples are used, and a stage has one alone: give it two or more, "
         f"or take data.leave_at=0.",
-    )
-    _require(0 <= d.interleave <= 1, f"data.interleave is {d.interleave}; it has to be from 0 to 1.")
-    _require(
-        d.leave_at == 0 or d.interleave == 0,
-        f"data.leave_at={d.leave_at} judges a stage by the loss of its contexts, and data.interleave={d.interleave} "
-        f"puts others among them: take one of the two.",
     )
 
 

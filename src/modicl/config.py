@@ -21,7 +21,7 @@ CONFIG_VERSION = 1
 """Raised whenever an older modicl could misread a config written by this one."""
 
 _ADDED = {
-    "data": {"stage_examples": (), "leave_at": 0.0, "interleave": 0.0},
+    "data": {"stage_examples": (), "stage_interleave": (), "leave_at": 0.0},
     "model": {"rope_period": 2 * math.pi},
     "optim": {"stage_lr": (), "stage_weight_decay": (), "hold_steps": 0},
 }
@@ -78,10 +78,10 @@ class DataConfig:
     """With contexts=stages: triples (end, u, s), each in force until step `end` (see docs/curriculum.md)."""
     stage_examples: tuple[int, ...] = ()
     """With contexts=stages: examples in a sequence of each stage, at most n_examples; () is n_examples in all."""
+    stage_interleave: tuple[float, ...] = ()
+    """With contexts=stages: chance in each that a context is of any stage or uniform, all as likely; () is 0."""
     leave_at: float = 0.0
     """With contexts=stages: a stage ends at a log whose loss is this share of the way from least to chance; 0 is no."""
-    interleave: float = 0.0
-    """With contexts=stages: chance, until the last ends, that a context is of any stage or uniform, each as likely."""
     pools: tuple[int, ...] = ()
     """With contexts=mixture: the pool sizes u, of which every sequence draws one; 0 is no pool."""
     slides: tuple[float, ...] = ()

@@ -40,7 +40,12 @@ def find_least_loss(p: int, pool: int, n_examples: int) -> float:
 
 
 def is_stage_learned(data: DataConfig, p: int, stage: int, loss: float) -> bool:
-    """Whether this mean training loss of a stage is at most data.leave_at of the way from the least loss to chance."""
+    """Whether this mean training loss of a stage is at most data.leave_at of the way from the least loss to chance.
+
+    Never of a stage that is interleaved with others, whose loss is theirs too.
+    """
+    if any(data.stage_interleave[stage : stage + 1]):
+        return False
     n_examples = data.stage_examples[stage] if data.stage_examples else data.n_examples
     least = find_least_loss(p, data.stages[stage][1], n_examples)
     return loss <= least + data.leave_at * (math.log(p) - least)

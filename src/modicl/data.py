@@ -145,8 +145,9 @@ class PackedSampler:
         self.n_pairs_N1 = torch.tensor([len(each) for each in pairs], device=self.device)[:, None]
         self.mixes_N1 = torch.tensor([s.data.contexts == "mixture" for s in samplers], device=self.device)[:, None]
         self.staged_N1 = torch.tensor([s.data.contexts == "stages" for s in samplers], device=self.device)[:, None]
-        interleave = [s.data.interleave for s in samplers]
-        self.interleave_N1 = torch.tensor(interleave, device=self.device, dtype=torch.float64)[:, None]
+        chances = [s.data.stage_interleave if s.data.contexts == "stages" else () for s in samplers]
+        filled = [[*own, *[0.0] * (len(each) + 1 - len(own))] for own, each in zip(chances, pairs, strict=True)]
+        self.interleave_NP = self._stack([torch.tensor(each, dtype=torch.float64) for each in filled])
         self.multiples: tuple[Tensor, Tensor] | None = None
         if any(s > 0 for each in pairs for _, s in each):
             found = [find_multiples(s.inputs, self.p) for s in samplers]
@@ -233,7 +234,7 @@ class PackedSampler:
         stage_N1 = torch.where(self.staged_N1, reached_NP.sum(1, keepdim=True), self.n_pairs_N1)
         over_N1 = ~self.mixes_N1 & (stage_N1 == self.n_pairs_N1)
         any_bits = self._draw(keys[Stream.INTERLEAVE], self.n_rows, 1, 1)[..., 0]
-        any_NR = find_events(any_bits, self.interleave_N1) & ~over_N1
+        any_NR = find_events(any_bits, self.interleave_NP.gather(1, stage_N1))
         drawn_NR = scale_bits(bits_NR, self.n_pairs_N1 + ~self.mixes_N1)
         return over_N1, torch.where(self.mixes_N1 | any_NR, drawn_NR, stage_N1)
 

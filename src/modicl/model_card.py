@@ -116,8 +116,9 @@ def _describe_model(checkpoint: Checkpoint) -> str:
 def _describe_stages(data: DataConfig) -> str:
     """What else holds in the stages, and a comma after each."""
     examples = f"of {', '.join(map(str, data.stage_examples))} examples, " if data.stage_examples else ""
+    chances = ", ".join(map(str, data.stage_interleave))
     left = f"left at a loss {data.leave_at} of the way from its least to chance, " if data.leave_at else ""
-    return examples + left + (f"with chance {data.interleave} one of any stage, " if data.interleave else "")
+    return examples + left + (f"of any stage with chance {chances}, " if chances else "")
 
 
 def _describe_own(values: tuple[float, ...]) -> str:
