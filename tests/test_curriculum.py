@@ -441,10 +441,24 @@ def test_what_can_be_is_not_refused_and_has_no_note() -> None:
         {"data__leave_at": 0.0, "data__stages": ((8, 0, 0.5), (9, 0, 0.0), (10, 1, 0.0))},
         {"data__leave_at": 1e-9},
         {"data__stage_interleave": (0.0, 1.0, 0.5)},
+        {"data__stage_interleave": (0.0, 0.5, 0.0), "data__stage_examples": (8, 1, 4)},
+        {
+            "data__stage_interleave": (0.0, 0.5, 0.0),
+            "data__stages": ((8, 1, 0.0), (31, 0, 0.0), (39, 2, 0.0)),
+        },
     ):
         config = make_leaving(**{"data__stages": ((8, 1, 0.0), (31, 1, 0.0), (39, 2, 0.0)), **changes})
         check_config(config)
         assert list_notes(config) == []
+
+
+def test_leaving_stages_that_are_all_interleaved_is_noted() -> None:
+    config = make_leaving(
+        data__stage_interleave=(0.5, 1.0, 0.1), data__stages=((8, 1, 0.0), (31, 1, 0.0), (39, 2, 0.0))
+    )
+    check_config(config)
+    (note,) = list_notes(config)
+    assert note == "data.leave_at=0.99 has no effect with every stage of data.stages interleaved."
 
 
 @pytest.mark.parametrize("contexts", ["uniform", "mixture"])

@@ -80,6 +80,8 @@ def list_notes(config: RunConfig) -> list[str]:
             f"A stage of data.stages is shorter than train.log_every={config.train.log_every}, so data.leave_at cannot "
             f"end it."
         )
+    if d.contexts == "stages" and d.stage_interleave and min(d.stage_interleave) > 0:
+        notes += set_without("data", ("leave_at",), "every stage of data.stages interleaved")
     if not is_prime(t.p):
         notes.append(
             f"task.p={t.p} is not prime: training and evaluation work, but ratio matching, modular regression and "
@@ -209,13 +211,14 @@ def _check_stages(d: DataConfig) -> None:
             f"data.stage_examples has {n} examples; take 1 to {d.n_examples}, which is data.n_examples.",
         )
     _require(0 <= d.leave_at < 1, f"data.leave_at is {d.leave_at}; it has to be at least 0 and below 1.")
+    judged = [stage for stage in range(len(d.stages)) if not any(d.stage_interleave[stage : stage + 1])]
     _require(
-        d.leave_at == 0 or all(u > 0 for _, u, _ in d.stages),
+        d.leave_at == 0 or all(d.stages[stage][1] > 0 for stage in judged),
         f"data.leave_at={d.leave_at} asks how well a stage's pool is used, and one stage has none: give it a pool, or "
         f"take data.leave_at=0.",
     )
     _require(
-        d.leave_at == 0 or min(d.stage_examples, default=d.n_examples) > 1,
+        d.leave_at == 0 or all((d.stage_examples or [d.n_examples] * len(d.stages))[stage] > 1 for stage in judged),
         f"data.leave_at={d.leave_at} asks how well examples are used, and a stage has one alone: give it two or more, "
         f"or take data.leave_at=0.",
     )

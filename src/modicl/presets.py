@@ -109,7 +109,7 @@ def laptop_p29() -> RunConfig:
     """Ratio matching at the paper's p = 29 with 256 tasks and 32 examples, on one core of a CPU: width 64.
 
     Five to fifteen minutes in float32. At the last shot, 0.68 to 0.69 on all four sets: what ratio matching reaches.
-    Other seeds can stay in a stage: records/2026-11-22_rope-period.
+    Other seeds can stay in a stage; two heads and interleaving got more of them through: records/2026-11-22_interleave.
     """
     return RunConfig(
         task=TaskConfig(p=29, n_tasks=256),
