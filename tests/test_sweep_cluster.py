@@ -66,6 +66,7 @@ def test_runs_on_ray_are_bit_for_bit_those_of_train(tmp_path, cluster, lone):
     sweep = make_sweep(tmp_path / "s", *GRID, seeds=2)
     finish(start_driver(drive_on_ray, sweep, cluster.address))
     check_complete(sweep, lone)
+    assert set(sweep.cells) == set(lone)
     assert read_log(sweep, "from step 0") == read_log(sweep, "finished")
     assert not list((sweep.path / "leases").glob("*.json"))
 

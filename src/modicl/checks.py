@@ -69,7 +69,20 @@ def list_notes(config: RunConfig) -> list[str]:
             f"The learning rate never reaches optim.lr={o.lr}: optim.warmup_steps={o.warmup_steps} is not below "
             f"train.steps={config.train.steps}."
         )
-    ends = plan_ends(d)
+    notes += _list_stage_notes(config)
+    if not is_prime(t.p):
+        notes.append(
+            f"task.p={t.p} is not prime: training and evaluation work, but ratio matching, modular regression and "
+            f"everything with discrete logarithms need a prime."
+        )
+    if m.vocab_size == t.p:
+        notes.append(f"model.vocab_size={t.p} is what 0 means here.")
+    return notes
+
+
+def _list_stage_notes(config: RunConfig) -> list[str]:
+    """What is odd about where stages end."""
+    d, ends, notes = config.data, plan_ends(config.data), []
     if ends and ends[-1] >= config.train.steps:
         notes.append(
             f"Training may end inside the context curriculum: data.stages last until step {ends[-1]}, train.steps is "
@@ -80,15 +93,8 @@ def list_notes(config: RunConfig) -> list[str]:
             f"A stage of data.stages is shorter than train.log_every={config.train.log_every}, so data.leave_at cannot "
             f"end it."
         )
-    if d.contexts == "stages" and d.stage_interleave and min(d.stage_interleave) > 0:
-        notes += set_without("data", ("leave_at",), "every stage of data.stages interleaved")
-    if not is_prime(t.p):
-        notes.append(
-            f"task.p={t.p} is not prime: training and evaluation work, but ratio matching, modular regression and "
-            f"everything with discrete logarithms need a prime."
-        )
-    if m.vocab_size == t.p:
-        notes.append(f"model.vocab_size={t.p} is what 0 means here.")
+    if ends and d.leave_at > 0 and min(d.stage_interleave, default=0) > 0:
+        notes.append(f"data.leave_at={d.leave_at} has no effect with every stage of data.stages interleaved.")
     return notes
 
 

@@ -134,22 +134,21 @@ class PackedSampler:
 
     def _prepare_curriculum(self, samplers: Sequence[Sampler]) -> None:
         pairs = [_list_pairs(s.data) for s in samplers]
-        widths = [max([self.n_examples, *(u for u, _ in each)]) for each in pairs]
+        widths = [max([self.n_examples, *(u for u, _, _ in each)]) for each in pairs]
         ends = [plan_ends(s.data) for s in samplers]
         self.most_pooled = max(widths)
         self.pool_width_N11 = torch.tensor(widths, device=self.device)[:, None, None]
         # A pair past the last one stands for uniform contexts.
-        self.pools_NP = self._stack([torch.tensor([u for u, _ in each] + [0]) for each in pairs])
-        self.slides_NP = self._stack([torch.tensor([s for _, s in each] + [0], dtype=torch.float64) for each in pairs])
+        self.pools_NP = self._stack([torch.tensor([u for u, _, _ in each] + [0]) for each in pairs])
+        slides, interleave = ([[pair[i] for pair in each] + [0.0] for each in pairs] for i in (1, 2))
+        self.slides_NP = self._stack([torch.tensor(each, dtype=torch.float64) for each in slides])
+        self.interleave_NP = self._stack([torch.tensor(each, dtype=torch.float64) for each in interleave])
         self.ends_NP = self._stack([torch.tensor([*each, _NEVER]) for each in ends])
         self.n_pairs_N1 = torch.tensor([len(each) for each in pairs], device=self.device)[:, None]
         self.mixes_N1 = torch.tensor([s.data.contexts == "mixture" for s in samplers], device=self.device)[:, None]
         self.staged_N1 = torch.tensor([s.data.contexts == "stages" for s in samplers], device=self.device)[:, None]
-        chances = [s.data.stage_interleave if s.data.contexts == "stages" else () for s in samplers]
-        filled = [[*own, *[0.0] * (len(each) + 1 - len(own))] for own, each in zip(chances, pairs, strict=True)]
-        self.interleave_NP = self._stack([torch.tensor(each, dtype=torch.float64) for each in filled])
         self.multiples: tuple[Tensor, Tensor] | None = None
-        if any(s > 0 for each in pairs for _, s in each):
+        if any(s > 0 for each in pairs for _, s, _ in each):
             found = [find_multiples(s.inputs, self.p) for s in samplers]
             most = max(table.shape[1] for table, _ in found)
             tables = [F.pad(torch.from_numpy(table), (0, most - table.shape[1])) for table, _ in found]
@@ -239,12 +238,16 @@ class PackedSampler:
         return over_N1, torch.where(self.mixes_N1 | any_NR, drawn_NR, stage_N1)
 
 
-def _list_pairs(data: DataConfig) -> list[tuple[int, float]]:
-    """Every (u, s) of the curriculum: the stages one after another, or the mixture's combinations."""
+def _list_pairs(data: DataConfig) -> list[tuple[int, float, float]]:
+    """Every (u, s) of the curriculum, the stages one after another or the mixture's combinations.
+
+    Third is the chance that another takes its place.
+    """
     if data.contexts == "stages":
-        return [(u, s) for _, u, s in data.stages]
+        chances = data.stage_interleave or (0.0,) * len(data.stages)
+        return [(u, s, chance) for (_, u, s), chance in zip(data.stages, chances, strict=True)]
     if data.contexts == "mixture":
-        return [(u, s) for u in data.pools for s in data.slides]
+        return [(u, s, 0.0) for u in data.pools for s in data.slides]
     return []
 
 
